@@ -1,0 +1,1 @@
+"""The codec: waveform to codes and back. Torch only; nothing here knows training or files."""

@@ -1,0 +1,151 @@
+"""Convolutions that keep exact lengths, alone or in a batch of mixed lengths.
+
+A strided convolution here gives ceil(T / stride) steps for any T from 1 up, and a transposed one
+gives T * stride. Borders are reflected. In a batch of mixed lengths each item is reflected at its
+own end, so that its result is the one it has alone: that is what `lengths` is for.
+"""
+
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations, parametrize
+
+
+def ceil_div(numerator: int, denominator: int) -> int:
+    """Integer division rounded up."""
+    return -(-numerator // denominator)
+
+
+class Conv1d(nn.Module):
+    """Convolution with reflected borders, [B, C_in, T] -> [B, C_out, ceil(T / stride)].
+
+    Reference: Défossez et al. 2022, arXiv:2210.13438 (non-causal form).
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        kernel_size: int,
+        stride: int = 1,
+        dilation: int = 1,
+    ) -> None:
+        super().__init__()
+        self.conv = nn.Conv1d(
+            in_channels, out_channels, kernel_size, stride=stride, dilation=dilation
+        )
+        self.stride = stride
+        padding = (kernel_size - 1) * dilation + 1 - stride
+        self.padding_right = padding // 2
+        self.padding_left = padding - self.padding_right
+
+    def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """Convolves; `lengths` [B] are the items' own lengths, None when all are T.
+
+        Steps of the result beyond ceil(length / stride) are meaningless and are never read by the
+        next layer of this module.
+        """
+        padded = pad_reflect(x, self.padding_left, self.padding_right, self.stride, lengths)
+        return self.conv(padded)
+
+
+class ConvTranspose1d(nn.Module):
+    """Transposed convolution of kernel 2 * stride, [B, C_in, T] -> [B, C_out, T * stride]."""
+
+    def __init__(self, in_channels: int, out_channels: int, *, stride: int) -> None:
+        super().__init__()
+        self.conv = nn.ConvTranspose1d(in_channels, out_channels, 2 * stride, stride=stride)
+        self.trim_right = stride // 2
+        self.trim_left = stride - self.trim_right
+
+    def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """Upsamples; `lengths` [B] are the items' own lengths, None when all are T."""
+        if lengths is not None:
+            # Alone, an item has nothing after its end; in a batch it must have zeros there.
+            x = x.masked_fill(~length_mask(lengths, x.shape[-1])[:, None], 0.0)
+        y = self.conv(x)
+        return y[..., self.trim_left : y.shape[-1] - self.trim_right]
+
+
+class SkipLSTM(nn.Module):
+    """LSTM added to its input, [B, C, L] -> [B, C, L] (twice C when bidirectional)."""
+
+    def __init__(self, channels: int, *, num_layers: int, is_bidirectional: bool) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(
+            channels, channels, num_layers, batch_first=True, bidirectional=is_bidirectional
+        )
+
+    def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """Runs over time; with `lengths` [B] the backward direction starts at each item's end."""
+        x = x.transpose(1, 2)  # [B, L, C]
+        if lengths is None:
+            y, _ = self.lstm(x)
+        else:
+            packed = nn.utils.rnn.pack_padded_sequence(
+                x, lengths.cpu(), batch_first=True, enforce_sorted=False
+            )
+            y, _ = nn.utils.rnn.pad_packed_sequence(
+                self.lstm(packed)[0], batch_first=True, total_length=x.shape[1]
+            )
+        if self.lstm.bidirectional:
+            x = torch.cat([x, x], dim=-1)
+        return (y + x).transpose(1, 2)
+
+
+def length_mask(lengths: Tensor, size: int) -> Tensor:
+    """Boolean [B, size], true where a position lies within the item's length [B]."""
+    return torch.arange(size, device=lengths.device)[None] < lengths[:, None]
+
+
+def pad_reflect(x: Tensor, left: int, right: int, stride: int, lengths: Tensor | None) -> Tensor:
+    """Pads [B, C, T] so that a convolution over left + right + stride steps gives ceil(T / stride).
+
+    Each item is filled up to a multiple of the stride and both borders mirror the item's own
+    samples. An item too short to be mirrored is first continued with zeros, as in EnCodec.
+    """
+    size = x.shape[-1]
+    fill = ceil_div(size, stride) * stride - size
+    if lengths is None and size > max(left, right + fill):
+        return F.pad(x, (left, right + fill), mode="reflect") if left + right + fill else x
+    if lengths is None:
+        lengths = torch.full((x.shape[0],), size, device=x.device)
+    lengths = lengths[:, None]  # [B, 1]
+    right_each = right + (-lengths) % stride
+    # Position of the last sample that is mirrored, zeros included for short items.
+    pivot = torch.maximum(lengths, right_each.clamp(min=left) + 1) - 1
+    before = torch.arange(left, 0, -1, device=x.device).expand(x.shape[0], left)
+    after = lengths + torch.arange(right + stride - 1, device=x.device)  # [B, right + stride - 1]
+    source = torch.cat([before, torch.where(after <= pivot, after, 2 * pivot - after)], dim=1)
+    is_sample = (source >= 0) & (source < lengths)
+    index = source.clamp(0, size - 1)[:, None].expand(-1, x.shape[1], -1)
+    values = x.gather(2, index).masked_fill(~is_sample[:, None], 0.0)
+    target = torch.cat([left - before, left + after], dim=1)
+    padded = F.pad(x, (left, right + stride - 1))
+    return padded.scatter(2, target[:, None].expand(-1, x.shape[1], -1), values)
+
+
+def add_weight_norm(module: nn.Module) -> None:
+    """Splits the weight of every convolution inside into direction and size, in place.
+
+    Training does this and undoes it: a codec at rest, saved or loaded holds plain weights.
+    Reference: Salimans and Kingma 2016, arXiv:1602.07868.
+    """
+    for conv in _convolutions(module):
+        if not parametrize.is_parametrized(conv):
+            parametrizations.weight_norm(conv, "weight")
+
+
+def remove_weight_norm(module: nn.Module) -> None:
+    """Folds direction and size back into plain weights, in place."""
+    for conv in _convolutions(module):
+        if parametrize.is_parametrized(conv):
+            parametrize.remove_parametrizations(conv, "weight", leave_parametrized=True)
+
+
+def _convolutions(module: nn.Module) -> list[nn.Module]:
+    kinds = (Conv1d, ConvTranspose1d)
+    return [cast(nn.Module, m.conv) for m in module.modules() if isinstance(m, kinds)]

@@ -1,0 +1,288 @@
+"""Residual vector quantizer with codebooks learned by moving averages.
+
+Each book quantizes what the books before it left over. Codebooks follow the vectors assigned to
+them (EMA), start from k-means and renew entries that fall out of use; all three see the vectors of
+every process, so that several processes learn the same books as one.
+
+Reference: Zeghidour et al. 2021, arXiv:2107.03312, sec. III-C.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from dmcodec.config import Record
+
+
+class QuantizerConfig(Record):
+    """Sizes of the quantizer and how its books are learned."""
+
+    num_codebooks: int = Field(8, ge=1)
+    codebook_size: int = Field(1024, ge=2, le=65536)
+    ema_decay: float = Field(0.99, ge=0, lt=1)
+    renewal_threshold: float = Field(
+        0.03, ge=0, lt=1, description="an entry used less than this share of the mean is renewed"
+    )
+    kmeans_iterations: int = Field(20, ge=0)
+    kmeans_max_vectors: int = Field(16384, ge=1, description="bounds the memory of the start")
+
+
+@dataclass(frozen=True)
+class QuantizerOutput:
+    """What one pass through the quantizer gives.
+
+    quantized: sum of the code vectors [B, D, L], with the gradient of the latents.
+    codes: [B, K, L] int64; -1 where masked out.
+    book_outputs: K tensors [B, D, L], the code vectors of each book, each with the gradient of its
+        own residual: what distillation compares with a teacher.
+    commitment_loss: mean over books of the squared distance between residual and code vector.
+    """
+
+    quantized: Tensor
+    codes: Tensor
+    book_outputs: tuple[Tensor, ...]
+    commitment_loss: Tensor
+
+
+@dataclass(frozen=True)
+class CodebookUsage:
+    """Health of each book: `used` share of entries in use, and `perplexity` (at most V), [K]."""
+
+    used: Tensor
+    perplexity: Tensor
+
+
+class ResidualQuantizer(nn.Module):
+    """Latents [B, D, L] <-> codes [B, K, L]. Arithmetic is float32 whatever autocast says."""
+
+    codebooks: Tensor
+    cluster_sizes: Tensor
+    is_started: Tensor
+    num_updates: Tensor
+
+    def __init__(self, config: QuantizerConfig, latent_dim: int) -> None:
+        super().__init__()
+        self.config = config
+        books, entries = config.num_codebooks, config.codebook_size
+        # Until k-means has run, any distinct entries do: an untrained codec still round-trips.
+        start = torch.randn(books, entries, latent_dim) / latent_dim**0.5
+        self.register_buffer("codebooks", start)
+        # Moving average of how many vectors of a batch fall to each entry.
+        self.register_buffer("cluster_sizes", torch.ones(books, entries))
+        self.register_buffer("is_started", torch.zeros((), dtype=torch.bool))
+        # Seeds the random choices of a step, so that a resumed run and every process agree.
+        self.register_buffer("num_updates", torch.zeros((), dtype=torch.int64))
+
+    def forward(
+        self, latents: Tensor, lengths: Tensor | None = None, *, update: bool = False
+    ) -> QuantizerOutput:
+        """Quantizes with all books; `update` moves the codebooks towards what they are given.
+
+        Frames at or beyond `lengths` [B] enter neither codebooks nor loss.
+        """
+        with torch.autocast(latents.device.type, enabled=False):
+            return self._quantize(latents.float(), lengths, update)
+
+    def _quantize(self, latents: Tensor, lengths: Tensor | None, update: bool) -> QuantizerOutput:
+        residual = latents.transpose(1, 2)  # [B, L, D]
+        mask = torch.ones(residual.shape[:2], dtype=torch.bool, device=latents.device)
+        if lengths is not None:
+            mask = torch.arange(mask.shape[1], device=lengths.device)[None] < lengths[:, None]
+        if update and not self.is_started:
+            self._start(residual[mask].detach())
+        outputs, codes, losses = [], [], []
+        for book in range(self.config.num_codebooks):
+            index = nearest_entry(residual.detach(), self.codebooks[book])  # [B, L]
+            vectors = F.embedding(index, self.codebooks[book])  # [B, L, D]
+            losses.append((residual - vectors).square()[mask].mean())
+            outputs.append((residual + (vectors - residual).detach()).transpose(1, 2))
+            codes.append(index.masked_fill(~mask, -1))
+            if update:
+                self._update_book(book, residual[mask].detach(), index[mask])
+            # The code vectors are constants, so the gradient of every later loss still reaches
+            # the latents: all books commit, not only the first (docs/log.md).
+            residual = residual - vectors
+        if update:
+            self.num_updates += 1
+        quantized = latents - residual.transpose(1, 2).detach()
+        quantized = latents + (quantized - latents).detach()
+        return QuantizerOutput(
+            quantized, torch.stack(codes, dim=1), tuple(outputs), torch.stack(losses).mean()
+        )
+
+    @torch.no_grad()
+    def encode(self, latents: Tensor, num_codebooks: int | None = None) -> Tensor:
+        """Codes of the first `num_codebooks` books, [B, D, L] -> [B, num_codebooks, L]."""
+        books = self.config.num_codebooks if num_codebooks is None else num_codebooks
+        if not 1 <= books <= self.config.num_codebooks:
+            raise ValueError(
+                f"num_codebooks is {books}; this codec has 1 to {self.config.num_codebooks}"
+            )
+        with torch.autocast(latents.device.type, enabled=False):
+            residual = latents.float().transpose(1, 2)  # [B, L, D]
+            codes = []
+            for codebook in self.codebooks[:books]:
+                codes.append(nearest_entry(residual, codebook))
+                residual = residual - F.embedding(codes[-1], codebook)
+        return torch.stack(codes, dim=1)
+
+    def decode(self, codes: Tensor, first_codebook: int = 0) -> Tensor:
+        """Sum of the code vectors, [B, K', L] -> [B, D, L].
+
+        The K' rows are the codes of books `first_codebook`, `first_codebook` + 1, ...; any codes
+        outside the book raise ValueError.
+        """
+        if codes.ndim != 3:
+            raise ValueError(f"codes must be [B, K, L], got shape {tuple(codes.shape)}")
+        last = first_codebook + codes.shape[1]
+        if first_codebook < 0 or codes.shape[1] == 0 or last > self.config.num_codebooks:
+            raise ValueError(
+                f"codes of books {first_codebook} to {last - 1} were given; "
+                f"this codec has books 0 to {self.config.num_codebooks - 1}"
+            )
+        entries = self.config.codebook_size
+        if codes.numel() and (int(codes.min()) < 0 or int(codes.max()) >= entries):
+            raise ValueError(
+                f"codes must lie in 0..{entries - 1}, got {int(codes.min())}..{int(codes.max())}"
+            )
+        vectors = [
+            F.embedding(codes[:, i], self.codebooks[first_codebook + i])
+            for i in range(codes.shape[1])
+        ]
+        return torch.stack(vectors).sum(dim=0).transpose(1, 2)
+
+    @torch.no_grad()
+    def usage(self) -> CodebookUsage:
+        """Health of the books over the recent past (the window of the moving average)."""
+        share = self.cluster_sizes / self.cluster_sizes.sum(dim=1, keepdim=True)
+        used = (share * self.config.codebook_size > self.config.renewal_threshold).float()
+        entropy = -torch.xlogy(share, share).sum(dim=1)
+        return CodebookUsage(used.mean(dim=1), entropy.exp())
+
+    @torch.no_grad()
+    def _start(self, vectors: Tensor) -> None:
+        """Starts every book with k-means on the residuals of one batch, all processes together."""
+        residual = sample_rows(vectors, self.config.kmeans_max_vectors, self._generator(0))
+        for book in range(self.config.num_codebooks):
+            centres, counts = kmeans(
+                residual,
+                self.config.codebook_size,
+                iterations=self.config.kmeans_iterations,
+                generator=self._generator(1 + book),
+            )
+            if dist.is_available() and dist.is_initialized():
+                # Sums on a GPU are not ordered; rank 0's result is everybody's.
+                dist.broadcast(centres, 0)
+                dist.broadcast(counts, 0)
+            self.codebooks[book] = centres
+            self.cluster_sizes[book] = counts * (_total(len(vectors)) / len(residual))
+            residual = residual - F.embedding(nearest_entry(residual, centres), centres)
+        self.is_started.fill_(True)
+
+    @torch.no_grad()
+    def _update_book(self, book: int, vectors: Tensor, index: Tensor) -> None:
+        """Moves one book towards the vectors [N, D] assigned to its entries by index [N]."""
+        codebook, sizes = self.codebooks[book], self.cluster_sizes[book]
+        counts, sums = assigned_sums(vectors, index, len(codebook))
+        _all_reduce(counts)
+        _all_reduce(sums)
+        # The moving averages of sums and counts, divided: written as one step of the entry itself,
+        # which starts consistently and leaves an entry without vectors where it is.
+        gain = 1 - self.config.ema_decay
+        sizes.lerp_(counts, gain)
+        step = gain * (sums - counts[:, None] * codebook) / sizes.clamp(min=1e-8)[:, None]
+        codebook += step
+        self._renew(book, vectors)
+
+    def _renew(self, book: int, vectors: Tensor) -> None:
+        """Puts random vectors of the batch in the place of entries that fell out of use."""
+        codebook, sizes = self.codebooks[book], self.cluster_sizes[book]
+        mean_size = sizes.mean()
+        dead = (sizes < self.config.renewal_threshold * mean_size).nonzero()[:, 0]
+        if len(dead) == 0:
+            return
+        # One average entry's worth of credit: time to gather vectors before being judged again.
+        fresh = sample_rows(vectors, len(dead), self._generator(100 + book))
+        dead = dead[: len(fresh)]
+        codebook[dead] = fresh
+        sizes[dead] = mean_size
+
+    def _generator(self, purpose: int) -> torch.Generator:
+        """A CPU generator that depends on the update's number and the purpose only."""
+        return torch.Generator().manual_seed(int(self.num_updates) * 1000 + purpose)
+
+
+def nearest_entry(vectors: Tensor, codebook: Tensor) -> Tensor:
+    """Index of the nearest entry by Euclidean distance, [..., D] and [V, D] -> [...] int64.
+
+    |x - c|^2 = |x|^2 - 2 x c + |c|^2, and |x|^2 is the same for all entries: one matrix product.
+    """
+    flat = vectors.reshape(-1, vectors.shape[-1])
+    half_norms = 0.5 * codebook.square().sum(dim=1)
+    index = torch.addmm(half_norms, flat, codebook.t(), beta=-1).argmax(dim=1)
+    return index.reshape(vectors.shape[:-1])
+
+
+def assigned_sums(vectors: Tensor, index: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """How many vectors fall to each entry, and their sums: [N, D], [N] -> [size], [size, D]."""
+    counts = torch.bincount(index, minlength=size).to(vectors.dtype)
+    sums = vectors.new_zeros(size, vectors.shape[1]).index_add_(0, index, vectors)
+    return counts, sums
+
+
+def kmeans(
+    vectors: Tensor, size: int, *, iterations: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Lloyd's k-means, [N, D] -> centres [size, D] and counts [size].
+
+    Memory is N x size at most. With fewer vectors than centres some centres share a vector.
+    """
+    order = torch.randperm(len(vectors), generator=generator)
+    if len(vectors) < size:
+        more = torch.randint(len(vectors), (size - len(vectors),), generator=generator)
+        order = torch.cat([order, more])
+    centres = vectors[order[:size].to(vectors.device)].clone()
+    counts = torch.ones(size, device=vectors.device)
+    for _ in range(iterations):
+        counts, sums = assigned_sums(vectors, nearest_entry(vectors, centres), size)
+        has_vectors = counts > 0
+        centres[has_vectors] = sums[has_vectors] / counts[has_vectors, None]
+    return centres, counts
+
+
+def sample_rows(rows: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """Draws up to `count` different rows from those of all processes, the same rows everywhere."""
+    sizes = _sizes_of_all(len(rows))
+    total, offset = sum(sizes), sum(sizes[: _rank()])
+    chosen = torch.randperm(total, generator=generator)[:count].to(rows.device)
+    local = chosen - offset
+    is_mine = (local >= 0) & (local < len(rows))
+    result = rows.new_zeros(len(chosen), rows.shape[1])
+    result[is_mine] = rows[local[is_mine]]
+    _all_reduce(result)  # adds zeros to the owner's values: exact
+    return result
+
+
+def _rank() -> int:
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
+def _all_reduce(tensor: Tensor) -> None:
+    if dist.is_available() and dist.is_initialized():
+        dist.all_reduce(tensor)
+
+
+def _sizes_of_all(size: int) -> list[int]:
+    if not (dist.is_available() and dist.is_initialized()):
+        return [size]
+    sizes: list[int] = [0] * dist.get_world_size()
+    dist.all_gather_object(sizes, size)
+    return sizes
+
+
+def _total(size: int) -> int:
+    return sum(_sizes_of_all(size))

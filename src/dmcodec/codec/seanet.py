@@ -1,0 +1,215 @@
+"""SEANet encoder and decoder: waveform to latents at the frame rate, and back.
+
+Reference: Tagliasacchi et al. 2020, arXiv:2009.02095; with the LSTM of Défossez et al. 2022,
+arXiv:2210.13438. All layers take the items' own lengths, see conv.py.
+"""
+
+from math import prod
+from typing import Literal, cast
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from dmcodec.codec.conv import Conv1d, ConvTranspose1d, SkipLSTM
+from dmcodec.config import Record
+
+
+class SEANetConfig(Record):
+    """Sizes of encoder and decoder; the defaults are the paper's (arXiv:2410.15017)."""
+
+    num_filters: int = Field(64, ge=2, multiple_of=2, description="channels at full rate")
+    strides: tuple[int, ...] = Field((2, 4, 5, 8), min_length=1, description="encoder order")
+    latent_dim: int = Field(1024, ge=1)
+    kernel_size: int = Field(7, ge=1, description="of the first and the last convolution")
+    residual_kernel_size: int = Field(3, ge=1)
+    num_residual_layers: int = Field(1, ge=0)
+    dilation_base: int = Field(2, ge=1)
+    num_lstm_layers: int = Field(2, ge=1)
+    is_encoder_bidirectional: bool = True
+    activation: Literal["elu", "snake"] = "elu"
+
+    @property
+    def hop_length(self) -> int:
+        """Samples per frame: the product of the strides."""
+        return prod(self.strides)
+
+
+class Snake(nn.Module):
+    """x + sin(a x)^2 / a with one a for each channel, [B, C, T] -> [B, C, T].
+
+    Reference: Ziyin et al. 2020, arXiv:2006.08195; found in some published checkpoints.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.alpha = nn.Parameter(torch.ones(1, channels, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Applies the activation."""
+        return x + torch.sin(self.alpha * x).square() / (self.alpha + 1e-9)
+
+
+class ELU(nn.Module):
+    """Exponential linear unit, x for x > 0 and exp(x) - 1 below."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Applies the activation."""
+        return F.elu(x)
+
+
+def make_activation(config: SEANetConfig, channels: int) -> nn.Module:
+    """The activation named in the configuration."""
+    return Snake(channels) if config.activation == "snake" else ELU()
+
+
+class ResidualUnit(nn.Module):
+    """Two convolutions through half the channels beside a 1 x 1 shortcut, [B, C, T] -> same."""
+
+    def __init__(self, config: SEANetConfig, channels: int, *, dilation: int) -> None:
+        super().__init__()
+        hidden = channels // 2
+        self.activation_in = make_activation(config, channels)
+        self.conv_in = Conv1d(
+            channels, hidden, kernel_size=config.residual_kernel_size, dilation=dilation
+        )
+        self.activation_out = make_activation(config, hidden)
+        self.conv_out = Conv1d(hidden, channels, kernel_size=1)
+        self.shortcut = Conv1d(channels, channels, kernel_size=1)
+
+    def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """Adds the unit's output to the shortcut's."""
+        y = self.conv_in(self.activation_in(x), lengths)
+        return self.shortcut(x) + self.conv_out(self.activation_out(y))
+
+
+class ResidualStack(nn.Module):
+    """The residual units of one block, with growing dilation."""
+
+    def __init__(self, config: SEANetConfig, channels: int) -> None:
+        super().__init__()
+        self.units = nn.ModuleList(
+            ResidualUnit(config, channels, dilation=config.dilation_base**i)
+            for i in range(config.num_residual_layers)
+        )
+
+    def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """Runs the units in turn, [B, C, T] -> same."""
+        for unit in cast(list[ResidualUnit], self.units):
+            x = unit(x, lengths)
+        return x
+
+
+def initialize(module: nn.Module, *, input_gain: float, output_gain: float) -> None:
+    """Gives the convolutions weights that keep the size of a signal from layer to layer.
+
+    PyTorch's default start shrinks it to a third per layer: after SEANet's depth the latents hardly
+    depend on the waveform, and training stands still for its first thousands of steps
+    (docs/log.md). Biases start at zero; `input_gain` and `output_gain` are the sizes given by the
+    first and last convolution.
+    """
+    elu_gain = 1.55**0.5  # ELU passes 0.645 of the power of normally distributed input
+    for name, layer in module.named_modules():
+        if isinstance(layer, Conv1d | ConvTranspose1d):
+            conv = layer.conv
+            channels = conv.in_channels
+            taps = 2 if isinstance(layer, ConvTranspose1d) else conv.kernel_size[0]
+            gain = 1.0 if name.endswith("shortcut") else elu_gain
+            gain *= {"conv_in": input_gain, "conv_out": output_gain}.get(name, 1.0)
+            if ".units." in name and name.endswith("conv_out"):
+                gain *= 0.5  # the residual branch starts as a correction of the shortcut
+            nn.init.normal_(conv.weight, std=gain / (channels * taps) ** 0.5)
+            assert conv.bias is not None
+            nn.init.zeros_(conv.bias)
+
+
+class EncoderBlock(nn.Module):
+    """Residual units, then a strided convolution, [B, C, T] -> [B, 2 C, ceil(T / stride)]."""
+
+    def __init__(self, config: SEANetConfig, channels: int, *, stride: int) -> None:
+        super().__init__()
+        self.residual = ResidualStack(config, channels)
+        self.activation = make_activation(config, channels)
+        self.downsample = Conv1d(channels, 2 * channels, kernel_size=2 * stride, stride=stride)
+
+    def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """Runs the block."""
+        return self.downsample(self.activation(self.residual(x, lengths)), lengths)
+
+
+class DecoderBlock(nn.Module):
+    """A transposed convolution, then residual units, [B, 2 C, T] -> [B, C, T * stride]."""
+
+    def __init__(self, config: SEANetConfig, channels: int, *, stride: int) -> None:
+        super().__init__()
+        self.activation = make_activation(config, 2 * channels)
+        self.upsample = ConvTranspose1d(2 * channels, channels, stride=stride)
+        self.residual = ResidualStack(config, channels)
+
+    def forward(self, x: Tensor, lengths: Tensor | None, stride: int) -> Tensor:
+        """Runs the block; `lengths` are those of the input."""
+        x = self.upsample(self.activation(x), lengths)
+        return self.residual(x, None if lengths is None else lengths * stride)
+
+
+class Encoder(nn.Module):
+    """Waveform [B, 1, T] -> latents [B, D, ceil(T / hop_length)]."""
+
+    def __init__(self, config: SEANetConfig) -> None:
+        super().__init__()
+        self.strides = config.strides
+        channels = config.num_filters
+        self.conv_in = Conv1d(1, channels, kernel_size=config.kernel_size)
+        blocks = []
+        for stride in config.strides:
+            blocks.append(EncoderBlock(config, channels, stride=stride))
+            channels *= 2
+        self.blocks = nn.ModuleList(blocks)
+        self.lstm = SkipLSTM(
+            channels,
+            num_layers=config.num_lstm_layers,
+            is_bidirectional=config.is_encoder_bidirectional,
+        )
+        channels *= 2 if config.is_encoder_bidirectional else 1
+        self.activation = make_activation(config, channels)
+        self.conv_out = Conv1d(channels, config.latent_dim, kernel_size=config.kernel_size)
+        initialize(self, input_gain=10.0, output_gain=1.0)
+
+    def forward(self, waveform: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """Encodes; `lengths` [B] in samples, None when every item fills T."""
+        x = self.conv_in(waveform, lengths)
+        for stride, block in zip(self.strides, self.blocks, strict=True):
+            x = block(x, lengths)
+            if lengths is not None:
+                lengths = (lengths + stride - 1) // stride
+        x = self.lstm(x, lengths)
+        return self.conv_out(self.activation(x), lengths)
+
+
+class Decoder(nn.Module):
+    """Quantized latents [B, D, L] -> waveform [B, 1, L * hop_length]."""
+
+    def __init__(self, config: SEANetConfig) -> None:
+        super().__init__()
+        self.strides = tuple(reversed(config.strides))
+        channels = config.num_filters * 2 ** len(config.strides)
+        self.conv_in = Conv1d(config.latent_dim, channels, kernel_size=config.kernel_size)
+        self.lstm = SkipLSTM(channels, num_layers=config.num_lstm_layers, is_bidirectional=False)
+        blocks = []
+        for stride in self.strides:
+            channels //= 2
+            blocks.append(DecoderBlock(config, channels, stride=stride))
+        self.blocks = nn.ModuleList(blocks)
+        self.activation = make_activation(config, channels)
+        self.conv_out = Conv1d(channels, 1, kernel_size=config.kernel_size)
+        initialize(self, input_gain=1.0, output_gain=0.05)
+
+    def forward(self, quantized: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """Decodes; `lengths` [B] in frames, None when every item fills L."""
+        x = self.lstm(self.conv_in(quantized, lengths), lengths)
+        for stride, block in zip(self.strides, self.blocks, strict=True):
+            x = block(x, lengths, stride)
+            if lengths is not None:
+                lengths = lengths * stride
+        return self.conv_out(self.activation(x), lengths)

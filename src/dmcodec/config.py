@@ -1,0 +1,92 @@
+"""Strict records and the TOML files that fill them.
+
+Every configuration in the package is a frozen pydantic record that refuses unknown keys. This
+module reads one TOML file into such a record and applies `--set a.b=c` on the way. What the keys
+mean is written beside the class that each record configures.
+"""
+
+import tomllib
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+
+class Record(BaseModel):
+    """Base of all configuration records: immutable, unknown keys are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ConfigError(ValueError):
+    """A configuration file, a key in it or a `--set` that cannot be used."""
+
+
+AnyRecord = TypeVar("AnyRecord", bound=BaseModel)
+
+
+def parse_assignment(assignment: str) -> tuple[list[str], Any]:
+    """Splits one `a.b=value` into its key path and its value.
+
+    The value is read as TOML (`3`, `0.5`, `true`, `[1, 2]`, `"text"`); what is not TOML is text.
+    """
+    key, separator, text = assignment.partition("=")
+    path = key.strip().split(".")
+    if not separator or not all(path):
+        raise ConfigError(f"cannot use --set {assignment!r}: write key=value or group.key=value")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text.strip()
+    return path, value
+
+
+def apply_assignments(table: dict[str, Any], assignments: list[str]) -> dict[str, Any]:
+    """Returns a copy of a nested table with each `a.b=value` set; missing groups are created."""
+    result = _copy_tables(table)
+    for assignment in assignments:
+        path, value = parse_assignment(assignment)
+        group = result
+        for name in path[:-1]:
+            group = group.setdefault(name, {})
+            if not isinstance(group, dict):
+                raise ConfigError(f"cannot use --set {assignment!r}: {name!r} is not a group")
+        group[path[-1]] = value
+    return result
+
+
+def load_config(
+    path: Path, record: type[AnyRecord], assignments: list[str] | None = None
+) -> AnyRecord:
+    """Reads a TOML file into a record; relative paths in it are left as they are.
+
+    Raises FileNotFoundError for a missing file and ConfigError naming each wrong key otherwise.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no configuration file {path}")
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not valid TOML: {error}") from error
+    return build_record(record, apply_assignments(table, assignments or []), source=str(path))
+
+
+def build_record(record: type[AnyRecord], table: dict[str, Any], *, source: str) -> AnyRecord:
+    """Validates a table; raises ConfigError with one line for each key that is wrong."""
+    try:
+        return record.model_validate(table)
+    except ValidationError as error:
+        lines = [_explain(problem) for problem in error.errors()]
+        raise ConfigError(f"{source}: " + "; ".join(lines)) from error
+
+
+def _explain(problem: Any) -> str:
+    key = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        return f"unknown key {key!r}"
+    return f"{key}: {problem['msg']}"
+
+
+def _copy_tables(table: dict[str, Any]) -> dict[str, Any]:
+    return {k: _copy_tables(v) if isinstance(v, dict) else v for k, v in table.items()}

@@ -1,0 +1,1 @@
+"""Training segments and validation clips, as pure functions of a seed and a number."""

@@ -1,0 +1,1 @@
+"""Discriminators: networks that tell decoded waveforms from original ones."""

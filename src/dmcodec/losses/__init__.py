@@ -1,0 +1,1 @@
+"""Training losses: functions of tensors only."""

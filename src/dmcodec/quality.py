@@ -1,0 +1,76 @@
+"""How close decoded speech is to its original: STOI, PESQ and log-mel distance.
+
+Pure functions on a pair of waveforms through the field's packages, imported when first used. What
+cannot be computed raises `Unmeasurable` with the reason; it never becomes a score.
+"""
+
+import warnings
+
+import numpy as np
+import torch
+
+from dmcodec.audio import Waveform, resample
+from dmcodec.spectral import log_mel_spectrogram
+
+
+class Unmeasurable(ValueError):
+    """A measure that has no value for this pair of waveforms; the message says why."""
+
+
+def stoi(reference: Waveform, estimate: Waveform, sample_rate: int) -> float:
+    """Short-time objective intelligibility, at most 1, of two waveforms [T] of equal length.
+
+    Needs about 0.4 s of speech. Reference: Taal et al. 2011, doi:10.1109/TASL.2011.2114881.
+    """
+    _check_pair(reference, estimate)
+    from pystoi import stoi as pystoi_stoi
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RuntimeWarning)
+        try:
+            return float(pystoi_stoi(reference, estimate, sample_rate))
+        except (RuntimeWarning, ValueError) as problem:
+            raise Unmeasurable(f"STOI: {problem}") from problem
+
+
+def pesq_wb(reference: Waveform, estimate: Waveform, sample_rate: int) -> float:
+    """Wide-band PESQ, 1.04 to 4.64, of two waveforms [T] of equal length; computed at 16 kHz.
+
+    Reference: ITU-T P.862.2 (2007).
+    """
+    _check_pair(reference, estimate)
+    from pesq import PesqError
+    from pesq import pesq as pesq_score
+
+    if sample_rate != 16000:
+        reference = resample(reference, sample_rate, 16000)
+        estimate = resample(estimate, sample_rate, 16000)
+    if not np.any(estimate):
+        # The package divides by the level of the estimate.
+        raise Unmeasurable("PESQ: the estimate is silent")
+    try:
+        return float(pesq_score(16000, reference, estimate, "wb"))
+    except (PesqError, ValueError) as problem:
+        reason = problem.args[0] if problem.args else problem
+        text = reason.decode() if isinstance(reason, bytes) else str(reason)
+        raise Unmeasurable(f"PESQ: {text}") from problem
+
+
+def mel_distance(reference: Waveform, estimate: Waveform, sample_rate: int) -> float:
+    """Mean absolute difference of log-mel spectrograms (80 mels, 1024-sample window, hop 256).
+
+    Natural logarithm; two waveforms [T] of equal length, any length.
+    """
+    _check_pair(reference, estimate)
+    pair = torch.from_numpy(np.stack([reference, estimate]))
+    mels = log_mel_spectrogram(
+        pair, sample_rate=sample_rate, n_fft=1024, hop_length=256, win_length=1024, num_mels=80
+    )
+    return float((mels[0] - mels[1]).abs().mean())
+
+
+def _check_pair(reference: Waveform, estimate: Waveform) -> None:
+    if reference.ndim != 1 or reference.shape != estimate.shape:
+        raise ValueError(
+            f"reference {reference.shape} and estimate {estimate.shape} must be [T] of one length"
+        )

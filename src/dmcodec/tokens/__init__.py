@@ -1,0 +1,1 @@
+"""Codes outside the model: the `.dmc` file and what language models read."""

@@ -1,0 +1,1 @@
+"""Training a codec: an experiment file in, checkpoints and a codec folder out."""

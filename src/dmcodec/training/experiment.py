@@ -1,0 +1,127 @@
+"""One experiment, complete: every key that a training run depends on.
+
+An experiment is one TOML file read by `dmcodec.config.load_config`; the resolved record is saved
+with every checkpoint. What the values do is in step.py and loop.py.
+"""
+
+from math import cos, pi
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from dmcodec.codec.model import CodecConfig
+from dmcodec.config import Record
+from dmcodec.data.dataset import DataConfig
+from dmcodec.discriminators.ensemble import DiscriminatorConfig
+from dmcodec.losses.adversarial import AdversarialKind
+from dmcodec.losses.reconstruction import RELEASE_MEL_SCALES, STFT_SCALES, MelScale, StftScale
+
+
+class LossConfig(Record):
+    """Weights and forms of the loss terms; the defaults are those of the released code.
+
+    A weight of 0 leaves the term out, and its computation with it.
+    """
+
+    time_weight: float = Field(500.0, ge=0)
+    mel_weight: float = Field(1.0, ge=0, description="times the weights within mel_scales")
+    mel_scales: tuple[MelScale, ...] = RELEASE_MEL_SCALES
+    stft_weight: float = Field(0.0, ge=0, description="not in the paper; helps small codecs")
+    stft_scales: tuple[StftScale, ...] = STFT_SCALES
+    commitment_weight: float = Field(10.0, ge=0)
+    adversarial_kind: AdversarialKind = "least_squares"
+    adversarial_weight: float = Field(1.0, ge=0)
+    feature_matching_weight: float = Field(2.0, ge=0)
+    is_feature_matching_normalized: bool = False
+
+
+class OptimizerConfig(Record):
+    """AdamW and the course of its learning rate."""
+
+    learning_rate: float = Field(1e-4, gt=0, description="after warm-up")
+    betas: tuple[float, float] = (0.9, 0.99)
+    weight_decay: float = Field(0.0, ge=0)
+    max_gradient_norm: float = Field(1000.0, gt=0)
+    warmup_steps: int = Field(0, ge=0)
+    schedule: Literal["constant", "cosine", "exponential"] = "cosine"
+    final_share: float = Field(
+        0.0, ge=0, le=1, description="of learning_rate, at the last step (cosine, exponential)"
+    )
+
+    @model_validator(mode="after")
+    def _check_exponential(self) -> Self:
+        if self.schedule == "exponential" and self.final_share == 0:
+            raise ValueError("an exponential schedule needs final_share above 0")
+        return self
+
+    def learning_rate_at(self, step: int, first_step: int, num_steps: int) -> float:
+        """Learning rate of step `step` of a course from `first_step` to `num_steps`.
+
+        Linear from 0 (excluded) over the warm-up, then the schedule down to
+        learning_rate * final_share, which holds from the last step on.
+        """
+        done = step - first_step
+        if done < self.warmup_steps:
+            return self.learning_rate * (done + 1) / self.warmup_steps
+        span = max(num_steps - 1 - first_step - self.warmup_steps, 1)
+        progress = min((done - self.warmup_steps) / span, 1.0)
+        if self.schedule == "cosine":
+            share = self.final_share + (1 - self.final_share) * 0.5 * (1 + cos(pi * progress))
+        elif self.schedule == "exponential":
+            share = self.final_share**progress
+        else:
+            share = 1.0
+        return self.learning_rate * share
+
+
+class AdversaryConfig(Record):
+    """The discriminators and when they play."""
+
+    networks: DiscriminatorConfig = DiscriminatorConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    start_step: int = Field(0, ge=0, description="first step with adversarial losses")
+    update_every: int = Field(1, ge=1, description="discriminators learn at every n-th step")
+
+
+class ValidationConfig(Record):
+    """What is measured on held-out speakers, how often, and which figure chooses the best."""
+
+    every_steps: int = Field(1000, ge=1)
+    max_clips: int = Field(50, ge=1)
+    max_samples: int | None = Field(None, ge=1, description="cut clips to this length; None: whole")
+    num_logged_clips: int = Field(3, ge=0, description="audio and spectrograms in TensorBoard")
+    select_by: Literal["mel_distance", "stoi", "pesq_wb"] = "mel_distance"
+
+
+class Experiment(Record):
+    """A training run from its data to its result."""
+
+    seed: int = Field(0, ge=0)
+    num_steps: int = Field(..., ge=1)
+    batch_size: int = Field(..., ge=1, description="segments a step, over all processes")
+    num_workers: int = Field(0, ge=0, description="processes that read audio ahead")
+    mixed_precision: Literal["no", "fp16", "bf16"] = "no"
+    average_decay: float = Field(0.999, ge=0, lt=1, description="EMA of the generator's weights")
+    init_from: Path | None = Field(
+        None, description="checkpoint or codec folder whose weights the run starts from"
+    )
+    checkpoint_every_steps: int = Field(1000, ge=1)
+    keep_last: int = Field(2, ge=1, description="checkpoints kept beside the best")
+    log_every_steps: int = Field(10, ge=1)
+    codec: CodecConfig = CodecConfig()
+    data: DataConfig
+    losses: LossConfig = LossConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    adversary: AdversaryConfig | None = AdversaryConfig()
+    validation: ValidationConfig = ValidationConfig()
+
+    @model_validator(mode="after")
+    def _check_data_fits_codec(self) -> Self:
+        codec = (self.codec.sample_rate, self.codec.hop_length)
+        data = (self.data.sample_rate, self.data.hop_length)
+        if codec != data:
+            raise ValueError(
+                f"data.sample_rate and data.hop_length are {data}, those of the codec {codec}"
+            )
+        return self

@@ -1,0 +1,193 @@
+"""One training step: the codec's loss as the paper writes it, and the discriminators' turn.
+
+    L = w_t L_t + w_f L_f + w_s L_s + w_w L_w + [ w_g L_g + w_m L_m ]
+        time      mel       STFT      commitment  adversarial, feature matching
+
+The bracket counts from the adversary's start step on. The forms of the terms are in
+`dmcodec.losses`; their weights are those of `LossConfig`.
+
+Reference: Ahasan et al. 2024, arXiv:2410.15017, sec. 3 and appendix.
+"""
+
+from typing import cast
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from dmcodec.codec.model import CodecOutput
+from dmcodec.data.loader import SegmentBatch
+from dmcodec.discriminators.ensemble import DiscriminatorOutput
+from dmcodec.losses.adversarial import (
+    discriminator_loss,
+    feature_matching_loss,
+    generator_loss,
+)
+from dmcodec.losses.reconstruction import mel_loss, stft_loss, waveform_l1_loss
+from dmcodec.training.experiment import Experiment, LossConfig, OptimizerConfig
+from dmcodec.training.state import TrainingState
+
+
+class TrainingDiverged(RuntimeError):
+    """A loss or gradient is no longer finite; the message names it."""
+
+
+def train_step(
+    state: TrainingState, experiment: Experiment, batch: SegmentBatch, accelerator: Accelerator
+) -> dict[str, Tensor]:
+    """Moves discriminators and codec by one step; gives every loss as a detached scalar."""
+    adversary = experiment.adversary
+    is_adversarial = adversary is not None and state.step >= adversary.start_step
+    _set_learning_rates(state, experiment)
+
+    with accelerator.autocast():
+        output: CodecOutput = state.codec(batch.waveform, batch.num_samples, update=True)
+    terms: dict[str, Tensor] = {}
+
+    judged = None
+    if is_adversarial:
+        assert adversary is not None
+        if (state.step - adversary.start_step) % adversary.update_every == 0:
+            terms["discriminator"] = _discriminator_step(
+                state, experiment, batch, output, accelerator
+            )
+        judged = _judge(state, batch.waveform, output.waveform, accelerator)
+
+    generator_terms = codec_terms(
+        experiment.losses, batch.waveform, output, judged, experiment.codec.sample_rate
+    )
+    loss = total_loss(experiment.losses, generator_terms)
+    norm = _backward_step(
+        loss, state.codec, state.optimizer, experiment.optimizer, accelerator, generator_terms
+    )
+    state.average.update_parameters(accelerator.unwrap_model(state.codec))
+    state.step += 1
+    terms |= generator_terms | {"total": loss, "gradient_norm": norm}
+    return {name: term.detach() for name, term in terms.items()}
+
+
+def codec_terms(
+    config: LossConfig,
+    reference: Tensor,
+    output: CodecOutput,
+    judged: tuple[DiscriminatorOutput, DiscriminatorOutput] | None,
+    sample_rate: int,
+) -> dict[str, Tensor]:
+    """The unweighted terms of L that have a weight.
+
+    Args:
+        config: which terms, and their forms.
+        reference: original waveforms [B, 1, T].
+        output: what the codec made of them.
+        judged: the discriminators' views of original and decoded; None before they start.
+        sample_rate: Hz.
+    """
+    decoded = output.waveform
+    terms = {}
+    if config.time_weight:
+        terms["time"] = waveform_l1_loss(reference, decoded)
+    if config.mel_weight:
+        terms["mel"] = mel_loss(reference, decoded, config.mel_scales, sample_rate)
+    if config.stft_weight:
+        terms["stft"] = stft_loss(reference, decoded, config.stft_scales)
+    if config.commitment_weight:
+        terms["commitment"] = output.quantizer.commitment_loss
+    if judged is not None:
+        real, fake = judged
+        if config.adversarial_weight:
+            terms["adversarial"] = generator_loss(fake.logits, config.adversarial_kind)
+        if config.feature_matching_weight:
+            terms["feature_matching"] = feature_matching_loss(
+                real.feature_maps, fake.feature_maps, config.is_feature_matching_normalized
+            )
+    return terms
+
+
+def total_loss(config: LossConfig, terms: dict[str, Tensor]) -> Tensor:
+    """L: each term times its weight, added."""
+    return torch.stack([getattr(config, f"{n}_weight") * term for n, term in terms.items()]).sum()
+
+
+def _discriminator_step(
+    state: TrainingState,
+    experiment: Experiment,
+    batch: SegmentBatch,
+    output: CodecOutput,
+    accelerator: Accelerator,
+) -> Tensor:
+    """The discriminators learn to tell original from decoded."""
+    assert experiment.adversary is not None
+    assert state.discriminators is not None
+    assert state.discriminator_optimizer is not None
+    size = len(batch.waveform)
+    both = torch.cat([batch.waveform, output.waveform.detach().to(batch.waveform.dtype)])
+    with accelerator.autocast():
+        judged: DiscriminatorOutput = state.discriminators(both)
+    loss = discriminator_loss(
+        [logits[:size] for logits in judged.logits],
+        [logits[size:] for logits in judged.logits],
+        experiment.losses.adversarial_kind,
+    )
+    _backward_step(
+        loss,
+        state.discriminators,
+        state.discriminator_optimizer,
+        experiment.adversary.optimizer,
+        accelerator,
+        {"discriminator": loss},
+    )
+    return loss
+
+
+def _judge(
+    state: TrainingState, reference: Tensor, decoded: Tensor, accelerator: Accelerator
+) -> tuple[DiscriminatorOutput, DiscriminatorOutput]:
+    """The discriminators' views of original (no gradient) and decoded (gradient to the codec)."""
+    assert state.discriminators is not None
+    # Not through the distributed wrapper: the codec's turn needs no gradient of these weights.
+    discriminators = cast(nn.Module, accelerator.unwrap_model(state.discriminators))
+    discriminators.requires_grad_(False)
+    with accelerator.autocast():
+        with torch.no_grad():
+            real = discriminators(reference)
+        fake = discriminators(decoded)
+    discriminators.requires_grad_(True)
+    return real, fake
+
+
+def _backward_step(
+    loss: Tensor,
+    module: nn.Module,
+    optimizer: Optimizer,
+    config: OptimizerConfig,
+    accelerator: Accelerator,
+    terms: dict[str, Tensor],
+) -> Tensor:
+    """Gradients of `loss`, clipped, then one step of the optimizer; gives their norm."""
+    optimizer.zero_grad(set_to_none=True)
+    accelerator.backward(loss)
+    norm = accelerator.clip_grad_norm_(module.parameters(), config.max_gradient_norm)
+    assert norm is not None
+    # fp16 has its own answer to an overflow: the gradient scaler skips the step.
+    checked = terms if accelerator.mixed_precision == "fp16" else terms | {"gradient norm": norm}
+    if not bool(torch.isfinite(torch.stack([t.detach().float() for t in checked.values()])).all()):
+        bad = [name for name, term in checked.items() if not bool(torch.isfinite(term).all())]
+        raise TrainingDiverged(
+            f"not finite: {', '.join(bad)}. The last checkpoint is intact; resume with a lower "
+            "learning rate or max_gradient_norm, or look at the data of this step"
+        )
+    optimizer.step()
+    return norm
+
+
+def _set_learning_rates(state: TrainingState, experiment: Experiment) -> None:
+    rate = experiment.optimizer.learning_rate_at(state.step, 0, experiment.num_steps)
+    for group in state.optimizer.param_groups:
+        group["lr"] = rate
+    if experiment.adversary is not None and state.discriminator_optimizer is not None:
+        start = experiment.adversary.start_step
+        config = experiment.adversary.optimizer
+        rate = config.learning_rate_at(max(state.step, start), start, experiment.num_steps)
+        for group in state.discriminator_optimizer.param_groups:
+            group["lr"] = rate

@@ -1,0 +1,239 @@
+import json
+import logging
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from dmcodec.manifest import Utterance, read_manifest, read_manifests, split_by_speaker
+
+
+def write_lines(path: Path, *entries: object) -> Path:
+    lines = [entry if isinstance(entry, str) else json.dumps(entry) for entry in entries]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
+def make_utterance(number: int, speaker: str | None, num_samples: int | None = 100) -> Utterance:
+    return Utterance(id=f"u{number}", audio=Path("x"), speaker=speaker, num_samples=num_samples)
+
+
+def test_jsonl_line_becomes_an_utterance(tmp_path: Path) -> None:
+    entry = {
+        "id": "librispeech-103-1240",
+        "audio": "librispeech/103.flac",
+        "duration_s": 14.085,
+        "speaker": "103",
+        "corpus": "LibriSpeech",
+        "text": "",
+        "licence": "CC BY 4.0",
+        "source": "somewhere",
+    }
+    manifest = write_lines(tmp_path / "train.jsonl", entry)
+
+    assert read_manifest(manifest) == [
+        Utterance(
+            id="librispeech-103-1240",
+            audio=tmp_path / "librispeech/103.flac",
+            num_samples=225_360,
+            speaker="103",
+            corpus="LibriSpeech",
+            text=None,
+            licence="CC BY 4.0",
+            source="somewhere",
+        )
+    ]
+
+
+def test_nemo_keys_are_read_and_other_keys_are_logged(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    entry = {"audio_filepath": "/data/a.1.wav", "duration": 1.5, "text": "wörter", "lang": "de"}
+    manifest = write_lines(tmp_path / "nemo.json", entry, "")
+
+    with caplog.at_level(logging.INFO):
+        (utterance,) = read_manifest(manifest)
+
+    assert utterance == Utterance(
+        id="data/a.1", audio=Path("/data/a.1.wav"), num_samples=24_000, text="wörter"
+    )
+    assert "nemo.json: ignored keys: lang" in caplog.text
+
+
+def test_exact_num_samples_is_preferred_to_seconds(tmp_path: Path) -> None:
+    manifest = write_lines(
+        tmp_path / "m.jsonl", {"audio": "a.wav", "num_samples": 1_234, "duration_s": 0.08}
+    )
+
+    assert read_manifest(manifest)[0].num_samples == 1_234
+
+
+def test_folder_names_with_dots_and_same_stems_survive(tmp_path: Path) -> None:
+    for name in ["a.1.wav", "a.2.wav", "s1/x.wav", "s2/x.wav", "notes.txt"]:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+
+    utterances = read_manifest(tmp_path)
+
+    assert [each.id for each in utterances] == ["a.1", "a.2", "s1/x", "s2/x"]
+    assert [each.audio for each in utterances] == [
+        tmp_path / name for name in ["a.1.wav", "a.2.wav", "s1/x.wav", "s2/x.wav"]
+    ]
+
+
+def test_folder_with_one_stem_twice_names_both_files(tmp_path: Path) -> None:
+    (tmp_path / "x.wav").touch()
+    (tmp_path / "x.flac").touch()
+
+    with pytest.raises(ValueError, match=r"x\.wav: the id 'x' is already used by .*x\.flac"):
+        read_manifest(tmp_path)
+
+
+def test_kaldi_scp_takes_text_and_speakers_from_beside_it(tmp_path: Path) -> None:
+    scp = write_lines(tmp_path / "wav.scp", "u1 wavs/u 1.wav", "u2\t/data/u2.wav")
+    write_lines(tmp_path / "text", "u1 HELLO  THERE", "u3 UNUSED")
+    write_lines(tmp_path / "utt2spk", "u1 anna", "u2 ben")
+
+    assert read_manifest(scp) == [
+        Utterance(id="u1", audio=tmp_path / "wavs/u 1.wav", text="HELLO  THERE", speaker="anna"),
+        Utterance(id="u2", audio=Path("/data/u2.wav"), speaker="ben"),
+    ]
+
+
+def test_tsv_with_a_header_is_read(tmp_path: Path) -> None:
+    tsv = write_lines(
+        tmp_path / "m.tsv", "id\tpath\tduration\tspeaker\ttext", 'u1\ta.wav\t2\tanna\tso "he" said'
+    )
+
+    assert read_manifest(tsv) == [
+        Utterance(
+            id="u1",
+            audio=tmp_path / "a.wav",
+            num_samples=32_000,
+            speaker="anna",
+            text='so "he" said',
+        )
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "lines", "message"),
+    [
+        ("m.jsonl", ["{}"], r"m\.jsonl:1: needs 'audio'"),
+        ("m.jsonl", ['{"audio": "a.wav"}', "{oops"], r"m\.jsonl:2: not one JSON object a line"),
+        ("m.jsonl", ["[1]"], r"m\.jsonl:1: expected a JSON object, got list"),
+        ("m.jsonl", ['{"audio": "a", "duration_s": "x"}'], r"m\.jsonl:1: duration: could not"),
+        ("m.jsonl", ['{"audio": "a", "duration_s": -1}'], r"m\.jsonl:1: duration: .* -1"),
+        ("m.jsonl", ['{"audio": "a", "num_samples": 0}'], r"m\.jsonl:1: num_samples: "),
+        ("m.jsonl", ['{"audio": "a", "offset": 1.5}'], r"m\.jsonl:1: 'offset'"),
+        ("m.jsonl", ['{"audio": "a", "id": "../a"}'], r"m\.jsonl:1: id: .*'\.\./a'"),
+        ("m.jsonl", ['{"audio": "a", "id": "/a"}'], r"m\.jsonl:1: id: .*'/a'"),
+        ("m.jsonl", ['{"audio": "a", "id": "a\\nb"}'], r"m\.jsonl:1: id: "),
+        ("m.jsonl", ['{"audio": "a", "id": 7}'], r"m\.jsonl:1: id: .*string"),
+        ("m.jsonl", [""], r"m\.jsonl: holds no utterances"),
+        ("m.tsv", ["id\tpath", "u1"], r"m\.tsv:2: has another number of columns"),
+        ("m.tsv", ["id\tpath", "u1\ta\tb"], r"m\.tsv:2: has another number of columns"),
+        ("m.tsv", ["id\tname", "u1\ta.wav"], r"m\.tsv:2: needs 'audio'"),
+        ("wav.scp", ["u1"], r"wav\.scp:1: expected 'id path'"),
+        ("wav.scp", ["u1 sox a.wav -t wav - |"], r"wav\.scp:1: 'u1' is a command pipe"),
+        ("m.csv", ["id,path"], r"m\.csv: a manifest is a folder, \.jsonl"),
+    ],
+)
+def test_malformed_manifest_is_named_with_the_line(
+    tmp_path: Path, name: str, lines: list[str], message: str
+) -> None:
+    manifest = write_lines(tmp_path / name, *lines)
+
+    with pytest.raises(ValueError, match=message):
+        read_manifest(manifest)
+
+
+def test_other_unreadable_manifests_are_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.jsonl"):
+        read_manifest(tmp_path / "nowhere.jsonl")
+    with pytest.raises(ValueError, match="holds no utterances"):
+        read_manifest(tmp_path)
+    (tmp_path / "m.jsonl").write_bytes(b'{"audio": "\xff"}')
+    with pytest.raises(ValueError, match=r"m\.jsonl: is not UTF-8"):
+        read_manifest(tmp_path / "m.jsonl")
+
+
+def test_kaldi_segments_are_refused(tmp_path: Path) -> None:
+    scp = write_lines(tmp_path / "wav.scp", "u1 a.wav")
+    (tmp_path / "segments").touch()
+
+    with pytest.raises(ValueError, match="segments file"):
+        read_manifest(scp)
+
+
+def test_id_used_twice_names_both_places(tmp_path: Path) -> None:
+    first = write_lines(tmp_path / "a.jsonl", {"audio": "x.wav"}, {"audio": "y.wav"})
+    second = write_lines(tmp_path / "b.jsonl", {"audio": "z.wav"}, {"audio": "z.wav", "id": "y"})
+
+    with pytest.raises(ValueError, match=r"b\.jsonl:2: the id 'y' .* by .*a\.jsonl:2"):
+        read_manifests([first, second])
+
+
+def test_several_manifests_are_joined_in_order(tmp_path: Path) -> None:
+    first = write_lines(tmp_path / "a.jsonl", {"audio": "y.wav"})
+    second = write_lines(tmp_path / "b.jsonl", {"audio": "x.wav"})
+
+    assert [each.id for each in read_manifests([first, second])] == ["y", "x"]
+
+
+def test_record_is_frozen_and_strict() -> None:
+    with pytest.raises(ValidationError, match="frozen"):
+        make_utterance(0, "a").id = "b"  # type: ignore[misc]
+    with pytest.raises(ValidationError, match="Extra inputs"):
+        Utterance(id="a", audio=Path("a"), speker="x")  # type: ignore[call-arg]
+
+
+@given(
+    speakers=st.lists(st.integers(0, 30), min_size=60, max_size=120),
+    seed=st.integers(0, 2**32),
+)
+def test_no_speaker_is_in_two_splits(speakers: list[int], seed: int) -> None:
+    utterances = [make_utterance(n, f"s{speaker}") for n, speaker in enumerate(speakers)]
+    utterances += [make_utterance(1_000 + n, f"t{n}") for n in range(10)]
+
+    splits = split_by_speaker(utterances, {"train": 0.6, "valid": 0.2, "test": 0.2}, seed)
+
+    of_split = [{each.speaker for each in members} for members in splits.values()]
+    assert sum(map(len, of_split)) == len(set().union(*of_split))
+    joined = [each for members in splits.values() for each in members]
+    assert sorted(joined, key=lambda each: each.id) == sorted(utterances, key=lambda each: each.id)
+
+
+def test_splits_get_their_share_of_the_samples() -> None:
+    utterances = [make_utterance(n, f"s{n % 50}", 100 + n % 50) for n in range(500)]
+    total = sum(each.num_samples or 0 for each in utterances)
+
+    splits = split_by_speaker(utterances, {"train": 0.8, "valid": 0.1, "test": 0.1}, seed=0)
+
+    for name, share in {"train": 0.8, "valid": 0.1, "test": 0.1}.items():
+        samples = sum(each.num_samples or 0 for each in splits[name])
+        assert abs(samples / total - share) < 0.03  # a speaker is 2 % of the whole
+
+
+def test_split_depends_on_the_seed_but_not_on_the_order() -> None:
+    utterances = [make_utterance(n, f"s{n}") for n in range(40)]
+    fractions = {"train": 0.5, "test": 0.5}
+
+    splits = split_by_speaker(utterances, fractions, seed=3)
+    of_reversed = split_by_speaker(utterances[::-1], fractions, seed=3)
+    of_another_seed = split_by_speaker(utterances, fractions, seed=4)
+
+    assert splits["test"] == of_reversed["test"][::-1]
+    assert splits["test"] != of_another_seed["test"]
+
+
+def test_split_refuses_what_it_cannot_do() -> None:
+    utterances = [make_utterance(n, f"s{n}") for n in range(3)]
+    with pytest.raises(ValueError, match="add up to 1"):
+        split_by_speaker(utterances, {"train": 0.5, "test": 0.4}, seed=0)
+    with pytest.raises(ValueError, match="no speaker fell to test: 3 speakers"):
+        split_by_speaker(utterances, {"train": 0.99, "test": 0.01}, seed=0)
+    with pytest.raises(ValueError, match="'u7' has no speaker"):
+        split_by_speaker([*utterances, make_utterance(7, None)], {"train": 1.0}, seed=0)
