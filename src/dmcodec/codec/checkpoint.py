@@ -18,6 +18,7 @@ from dmcodec.codec.model import Codec, CodecConfig
 from dmcodec.config import build_record
 
 CONFIG_NAME, WEIGHTS_NAME, CARD_NAME = "config.json", "model.safetensors", "README.md"
+BUNDLED_ID = "dmcodec-small"
 _FORMAT = "dmcodec-codec/1"
 
 AnyCodec = TypeVar("AnyCodec", bound=Codec)
@@ -88,6 +89,18 @@ def load_pretrained(
         Path(folder_or_id).resolve().name if Path(folder_or_id).is_dir() else str(folder_or_id)
     )
     return codec.eval()
+
+
+def load(folder_or_id: str | Path | None = None) -> Codec:
+    """The bundled model, or the codec in a folder or on the Hub; in evaluation mode on the CPU."""
+    if folder_or_id is not None:
+        return load_pretrained(Codec, folder_or_id)
+    folder = Path(__file__).parent / "bundled"
+    if not (folder / WEIGHTS_NAME).is_file():
+        raise FileNotFoundError(f"this build of dmcodec carries no model: {folder} is empty")
+    codec = load_pretrained(Codec, folder)
+    codec.model_id = BUNDLED_ID
+    return codec
 
 
 def load_codec_config(folder: Path) -> CodecConfig:

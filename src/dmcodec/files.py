@@ -1,0 +1,228 @@
+"""Sound files to `.dmc` files and back with a codec, and what a reconstruction is worth.
+
+One file at a time; where results go is planned for all files before the first is read.
+"""
+
+import os
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+
+from dmcodec.audio import Waveform, find_audio_files, read_audio, samples_to_seconds
+from dmcodec.codec.model import Codec, Encoded
+from dmcodec.quality import Unmeasurable, pesq_wb, stoi
+from dmcodec.tokens.bitstream import MAX_MODEL_ID_LENGTH, Header, dumps, loads
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What a `.dmc` file says about the codec that made its codes (see `Header`)."""
+
+    model_id: str
+    model_hash: str
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """A waveform through the codec and back, with what it cost and what is left of it.
+
+    original, decoded: waveforms [T] at the codec's sample rate.
+    codes: [K, L]. data: the `.dmc` file.
+    encode_s, decode_s: wall time, without reading the sound file.
+    scores: measures that have a value; missing: the others with their reasons.
+    """
+
+    original: Waveform
+    decoded: Waveform
+    codes: np.ndarray
+    data: bytes
+    encode_s: float
+    decode_s: float
+    scores: dict[str, float]
+    missing: dict[str, str]
+
+
+def identify(codec: Codec) -> Identity:
+    """The identity of a codec; reads all weights, so ask once for many files."""
+    name = "".join(c for c in codec.model_id.rpartition("/")[2] if " " <= c <= "~")
+    return Identity(name[:MAX_MODEL_ID_LENGTH] or "untitled", codec.fingerprint())
+
+
+def encode_file(
+    codec: Codec, identity: Identity, path: Path, *, num_codebooks: int | None = None
+) -> bytes:
+    """The `.dmc` file of a sound file."""
+    return pack(codec, identity, codec.encode(path, num_codebooks=num_codebooks))
+
+
+def pack(codec: Codec, identity: Identity, encoded: Encoded) -> bytes:
+    """The `.dmc` file of the codes of one waveform, from book 1 on."""
+    codes = encoded.item(0).cpu().numpy()
+    header = Header(
+        sample_rate=codec.config.sample_rate,
+        hop_length=codec.config.hop_length,
+        num_codebooks=len(codes),
+        codebook_size=codec.config.quantizer.codebook_size,
+        num_samples=int(encoded.num_samples[0]),
+        model_id=identity.model_id,
+        model_hash=identity.model_hash,
+    )
+    return dumps(codes, header)
+
+
+def decode_bytes(
+    codec: Codec,
+    identity: Identity | None,
+    data: bytes,
+    *,
+    num_codebooks: int | None = None,
+    on_damage: Literal["raise", "skip"] = "raise",
+) -> tuple[Waveform, tuple[int, ...]]:
+    """The waveform [T] of a `.dmc` file and the numbers of its damaged chunks.
+
+    Raises BitstreamError for a damaged file, and ValueError for codes of another model than
+    `identity`, which would decode to noise (None: not checked). With `on_damage="skip"` lost
+    frames are silent.
+    """
+    file = loads(data, on_damage=on_damage)
+    header, config = file.header, codec.config
+    if identity is not None and header.model_hash != identity.model_hash:
+        raise ValueError(
+            f"its codes are of model {header.model_id!r} ({header.model_hash}), the codec at hand"
+            f" is {identity.model_id!r} ({identity.model_hash}): name the right one with --model"
+        )
+    layout = (header.sample_rate, header.hop_length, header.codebook_size)
+    if layout != (config.sample_rate, config.hop_length, config.quantizer.codebook_size):
+        raise ValueError("its sample rate, hop length or book size is not that of the codec")
+    codes = torch.from_numpy(file.codes)[None]
+    encoded = Encoded(codes, torch.tensor([header.num_frames]), torch.tensor([header.num_samples]))
+    waveform = codec.decode(encoded, num_codebooks=num_codebooks)[0].cpu().numpy()
+    is_lost = np.repeat(~file.is_frame_valid, header.hop_length)[: len(waveform)]
+    waveform[is_lost] = 0.0
+    return waveform, file.damaged_chunks
+
+
+def reconstruct(
+    codec: Codec, identity: Identity, path: Path, *, num_codebooks: int | None = None
+) -> Reconstruction:
+    """Sends a sound file through the codec and its `.dmc` form, and measures the result."""
+    original = read_audio(path, sample_rate=codec.config.sample_rate)
+    started = time.perf_counter()
+    encoded = codec.encode(original, num_codebooks=num_codebooks)
+    encode_s = time.perf_counter() - started
+    data = pack(codec, identity, encoded)
+    started = time.perf_counter()
+    decoded, _ = decode_bytes(codec, identity, data)
+    decode_s = time.perf_counter() - started
+    scores, missing = {}, {}
+    for name, measure in (("stoi", stoi), ("pesq_wb", pesq_wb)):
+        try:
+            scores[name] = measure(original, decoded, codec.config.sample_rate)
+        except Unmeasurable as reason:
+            missing[name] = str(reason)
+    codes = encoded.item(0).cpu().numpy()
+    return Reconstruction(original, decoded, codes, data, encode_s, decode_s, scores, missing)
+
+
+def find_inputs(inputs: Sequence[Path], suffixes: Sequence[str] | None = None) -> list[Path]:
+    """Files as they are given, and those inside folders (sound files, or of the suffixes given).
+
+    Raises FileNotFoundError for a folder without any.
+    """
+    found: list[Path] = []
+    for path in inputs:
+        if not path.is_dir():
+            found.append(path)
+            continue
+        if suffixes is None:
+            inside = find_audio_files(path)
+        else:
+            inside = sorted(p for p in path.rglob("*") if p.suffix in suffixes and p.is_file())
+        if not inside:
+            raise FileNotFoundError(f"folder {path} holds no file to work on")
+        found += inside
+    return found
+
+
+def plan_outputs(
+    inputs: Sequence[Path], paths: Sequence[Path], folder: Path | None, suffix: str
+) -> list[Path]:
+    """Where each of `paths` goes: beside itself, or into `folder` with the layout of the inputs.
+
+    The suffix replaces the file's own; names that would meet (a.wav and a.flac) keep theirs too.
+    """
+    roots = [path for path in inputs if path.is_dir()]
+
+    def place(path: Path, name: str) -> Path:
+        if folder is None:
+            return path.with_name(name)
+        root = next((root for root in roots if root in path.parents), path.parent)
+        return folder / path.parent.relative_to(root) / name
+
+    short = [place(path, path.stem + suffix) for path in paths]
+    uses = Counter(short)
+    outputs = [
+        target if uses[target] == 1 else place(path, path.name + suffix)
+        for path, target in zip(paths, short, strict=True)
+    ]
+    clashes = [str(target) for target, count in Counter(outputs).items() if count > 1]
+    if clashes:
+        raise ValueError(f"several inputs would be written to {clashes[0]}: name their folders")
+    return outputs
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Writes a file that appears whole; its folder is made if missing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    temporary.write_bytes(data)
+    temporary.replace(path)
+
+
+def plot_reconstruction(result: Reconstruction, sample_rate: int, title: str, path: Path) -> None:
+    """One PNG: log-mel spectrograms of original and decoded, and the code map below."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    from dmcodec.spectral import log_mel_spectrogram
+
+    pair = torch.from_numpy(np.stack([result.original, result.decoded]))
+    mels = log_mel_spectrogram(
+        pair, sample_rate=sample_rate, n_fft=1024, hop_length=256, win_length=1024, num_mels=80
+    ).numpy()
+    duration_s = samples_to_seconds(len(result.original), sample_rate)
+    figure = Figure(figsize=(11, 7.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(3, 1, sharex=True)
+    for axis, mel, name in zip(axes[:2], mels, ("original", "decoded"), strict=True):
+        image = axis.imshow(
+            mel,
+            origin="lower",
+            aspect="auto",
+            extent=(0, duration_s, 0, len(mel)),
+            cmap="magma",
+            vmin=float(np.quantile(mels, 0.02)),
+            vmax=float(mels.max()),
+        )
+        axis.set_ylabel(f"{name}\nmel band")
+    figure.colorbar(image, ax=axes[:2], label="log magnitude", pad=0.01)
+    books = len(result.codes)
+    axes[2].imshow(
+        result.codes,
+        aspect="auto",
+        extent=(0, duration_s, books + 0.5, 0.5),
+        cmap="viridis",
+        interpolation="nearest",
+    )
+    axes[2].set_yticks(range(1, books + 1))
+    axes[2].set_ylabel("codebook\n(colour: code)")
+    axes[2].set_xlabel("time, s")
+    figure.suptitle(title)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)

@@ -1,0 +1,231 @@
+"""The command line as users meet it: results, exit codes, and one clear sentence for errors."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from click.testing import Result
+from typer.testing import CliRunner
+
+from dmcodec import cli
+from dmcodec.audio import audio_info, read_audio, write_audio
+from dmcodec.codec.model import Codec, CodecConfig
+from dmcodec.codec.quantizer import QuantizerConfig
+from dmcodec.codec.seanet import SEANetConfig
+from dmcodec.tokens.bitstream import loads
+
+EXAMPLE = Path(__file__).parent.parent / "examples" / "4077-13754-0000.flac"
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a small untrained codec."""
+    with torch.random.fork_rng():
+        torch.default_generator.manual_seed(7)
+        config = CodecConfig(
+            seanet=SEANetConfig(num_filters=4, latent_dim=8, num_lstm_layers=1),
+            quantizer=QuantizerConfig(codebook_size=64, num_codebooks=4),
+        )
+        folder = tmp_path_factory.mktemp("models") / "tiny"
+        Codec(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def speech(tmp_path: Path) -> Path:
+    """A folder with two sound files that differ in kind only, and one in a folder below."""
+    folder = tmp_path / "speech"
+    (folder / "below").mkdir(parents=True)
+    rng = np.random.default_rng(3)
+    waveform = (0.1 * rng.standard_normal(5000)).astype(np.float32)
+    write_audio(folder / "a.1.wav", waveform, 16000)
+    write_audio(folder / "a.1.flac", waveform, 16000)
+    write_audio(folder / "below" / "b.wav", waveform[:321], 8000)
+    return folder
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(cli.app, [str(argument) for argument in arguments])
+
+
+def sentence(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str]:
+    """Exit code and error text of the whole program."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.argv", ["dmcodec", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+    return int(stop.value.code or 0), capsys.readouterr().err.strip()
+
+
+def test_encode_then_decode_gives_every_sample_back(model: Path, tmp_path: Path) -> None:
+    codes, sound = tmp_path / "codes", tmp_path / "sound"
+    assert run("encode", EXAMPLE, "-o", codes, "--model", model).exit_code == 0
+    assert run("decode", codes, "-o", sound, "--model", model).exit_code == 0
+
+    decoded = read_audio(sound / "4077-13754-0000.wav")
+    codec = Codec.from_pretrained(model)
+    expected = codec.decode(codec.encode(EXAMPLE))[0].numpy()
+    np.testing.assert_allclose(decoded, expected, atol=1 / 32768)
+    assert audio_info(sound / "4077-13754-0000.wav").num_samples == audio_info(EXAMPLE).num_samples
+
+
+def test_folders_keep_their_layout_and_names_never_collide(
+    model: Path, speech: Path, tmp_path: Path
+) -> None:
+    result = run("encode", speech, "-o", tmp_path / "out", "--model", model)
+
+    assert result.exit_code == 0, result.output
+    written = sorted(
+        p.relative_to(tmp_path / "out").as_posix() for p in (tmp_path / "out").rglob("*.dmc")
+    )
+    assert written == ["a.1.flac.dmc", "a.1.wav.dmc", "below/b.dmc"]
+
+
+def test_first_codebooks_are_the_beginning_of_all(model: Path, tmp_path: Path) -> None:
+    run("encode", EXAMPLE, "-o", tmp_path / "all", "--model", model)
+    run("encode", EXAMPLE, "-o", tmp_path / "two", "--model", model, "--num-codebooks", 2)
+
+    full = loads((tmp_path / "all" / "4077-13754-0000.dmc").read_bytes())
+    two = loads((tmp_path / "two" / "4077-13754-0000.dmc").read_bytes())
+    assert two.header.num_codebooks == 2
+    np.testing.assert_array_equal(two.codes, full.codes[:2])
+
+
+def test_unreadable_files_are_named_and_the_others_go_on(
+    model: Path, speech: Path, tmp_path: Path
+) -> None:
+    (speech / "broken.wav").write_bytes(b"RIFF this is not sound")
+    result = run("encode", speech, tmp_path / "gone.wav", "-o", tmp_path / "o", "--model", model)
+
+    assert result.exit_code == 1
+    assert f"{speech / 'broken.wav'}: " in result.output
+    assert f"{tmp_path / 'gone.wav'}: no such file" in result.output
+    assert "3 done, 2 failed" in result.output
+    assert len(list((tmp_path / "o").rglob("*.dmc"))) == 3
+
+
+def test_existing_results_are_replaced_only_when_asked(
+    model: Path, speech: Path, tmp_path: Path
+) -> None:
+    source = speech / "below" / "b.wav"
+    before = source.read_bytes()
+    assert run("encode", source, "--model", model).exit_code == 0
+
+    refused = run("decode", source.with_suffix(".dmc"), "--model", model)
+    assert refused.exit_code == 1
+    assert "give --force to replace it" in refused.output
+    assert source.read_bytes() == before
+    assert run("decode", source.with_suffix(".dmc"), "--model", model, "--force").exit_code == 0
+    assert source.read_bytes() != before
+
+
+def test_damage_is_reported_and_read_around_when_asked(model: Path, tmp_path: Path) -> None:
+    run("encode", EXAMPLE, "-o", tmp_path, "--model", model)
+    path = tmp_path / "4077-13754-0000.dmc"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1  # in the second and last chunk, which begins at frame 167
+    path.write_bytes(data)
+
+    refused = run("decode", path, "--model", model)
+    assert refused.exit_code == 1
+    assert "chunk 1: checksum mismatch" in refused.output
+
+    read = run("decode", path, "--model", model, "--skip-damage", "-o", tmp_path / "out")
+    assert read.exit_code == 0
+    assert "chunks 1 are damaged and silent" in read.output
+    waveform = read_audio(tmp_path / "out" / "4077-13754-0000.wav")
+    assert np.abs(waveform[: 167 * 320]).max() > 0
+    assert np.abs(waveform[167 * 320 :]).max() == 0
+
+
+def test_codes_of_another_model_are_refused_unless_asked_for(model: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(model, other)
+    codec = Codec.from_pretrained(other)
+    with torch.no_grad():
+        codec.quantizer.codebooks.add_(1.0)
+    codec.save_pretrained(other)
+    run("encode", EXAMPLE, "-o", tmp_path, "--model", model)
+    path = tmp_path / "4077-13754-0000.dmc"
+
+    refused = run("decode", path, "--model", other)
+    assert refused.exit_code == 1
+    assert "name the right one with --model" in refused.output
+    assert run("decode", path, "--model", other, "--any-model").exit_code == 0
+
+
+def test_reconstruct_writes_sound_codes_and_picture(model: Path, tmp_path: Path) -> None:
+    result = run("reconstruct", EXAMPLE, "-o", tmp_path / "out", "--model", model)
+
+    assert result.exit_code == 0, result.output
+    for word in ("codes", "bitrate", "speed", "STOI", "PESQ-WB"):
+        assert word in result.output
+    files = sorted(p.suffix for p in (tmp_path / "out").iterdir())
+    assert files == [".dmc", ".png", ".wav"]
+    assert (tmp_path / "out" / "4077-13754-0000.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_reconstruct_of_a_manifest_gives_means_and_what_is_missing(
+    model: Path, speech: Path, tmp_path: Path
+) -> None:
+    manifest = tmp_path / "list.jsonl"
+    manifest.write_text(f'{{"audio": "{EXAMPLE}"}}\n{{"audio": "{speech / "a.1.wav"}"}}\n')
+
+    result = run("reconstruct", manifest, "--model", model)
+
+    assert result.exit_code == 0, result.output
+    assert "mean of 2 files" in result.output
+    assert "(n = 1)" in result.output  # STOI needs 0.4 s of speech: one clip has none
+    assert "a.1.wav: STOI" in result.output
+
+
+def test_info_describes_files_and_models(model: Path, tmp_path: Path) -> None:
+    run("encode", EXAMPLE, "-o", tmp_path, "--model", model)
+    about_file = run("info", tmp_path / "4077-13754-0000.dmc").output
+    assert "76480 samples at 16000 Hz" in about_file
+    assert "4 books of 64" in about_file
+
+    about_model = run("info", model).output
+    codec = Codec.from_pretrained(model)
+    assert codec.fingerprint() in about_model
+    assert codec.fingerprint() in about_file
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["train", "missing.toml"], "no configuration file missing.toml"),
+        (["encode", "x.wav", "--model", "no/such"], "no codec 'no/such'"),
+        (["encode", "x.wav", "--device", "tpu9"], "device 'tpu9' cannot be used"),
+        (["decode", "x.dmc", "--model", "no/such"], "no codec 'no/such'"),
+    ],
+)
+def test_wrong_arguments_end_with_one_sentence(
+    arguments: list[str],
+    expected: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    code, text = sentence(capsys, *arguments)
+    assert code == 1
+    assert text.startswith("dmcodec: ")
+    assert expected in text
+    assert "Traceback" not in text
+
+
+def test_unknown_keys_of_an_experiment_are_errors(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tiny = Path(__file__).parent.parent / "configs" / "small.toml"
+    code, text = sentence(capsys, "train", tiny, "--set", "optimizer.learnin_rate=1")
+    assert code == 1
+    assert "unknown key 'optimizer.learnin_rate'" in text
+
+
+def test_misspelt_flags_are_errors() -> None:
+    result = run("encode", "x.wav", "--num-codebook", 2)
+    assert result.exit_code == 2
+    assert "No such option" in result.output
