@@ -14,10 +14,21 @@ from typing import Literal
 import numpy as np
 import torch
 
-from dmcodec.audio import Waveform, find_audio_files, read_audio, samples_to_seconds
-from dmcodec.codec.model import Codec, Encoded
+from dmcodec.audio import (
+    Waveform,
+    audio_info,
+    find_audio_files,
+    read_audio,
+    samples_to_seconds,
+)
+from dmcodec.codec.long import encode_long
+from dmcodec.codec.model import LONG_FRAMES, Codec, Encoded
 from dmcodec.quality import Unmeasurable, pesq_wb, stoi
 from dmcodec.tokens.bitstream import MAX_MODEL_ID_LENGTH, Header, dumps, loads
+
+# Long files are read in parts of this many frames (10 minutes for the paper's codec): few enough to
+# hold, and so many that formats without seeking (MP3, Ogg) are not decoded over and over.
+_READ_FRAMES = 30_000
 
 
 @dataclass(frozen=True)
@@ -57,8 +68,26 @@ def identify(codec: Codec) -> Identity:
 def encode_file(
     codec: Codec, identity: Identity, path: Path, *, num_codebooks: int | None = None
 ) -> bytes:
-    """The `.dmc` file of a sound file."""
-    return pack(codec, identity, codec.encode(path, num_codebooks=num_codebooks))
+    """The `.dmc` file of a sound file, read in parts: memory does not grow with its length."""
+    sample_rate, hop_length = codec.config.sample_rate, codec.config.hop_length
+    total = audio_info(path).num_samples_at(sample_rate)
+    if total <= LONG_FRAMES * hop_length:
+        return pack(codec, identity, codec.encode(path, num_codebooks=num_codebooks))
+    size = _READ_FRAMES * hop_length
+    blocks = (
+        torch.from_numpy(
+            read_audio(
+                path,
+                sample_rate=sample_rate,
+                start_samples=start,
+                num_samples=min(size, total - start),
+            )
+        )
+        for start in range(0, total, size)
+    )
+    codes, num_samples = encode_long(codec, blocks, num_codebooks=num_codebooks)
+    lengths = torch.tensor([codes.shape[1]])
+    return pack(codec, identity, Encoded(codes[None], lengths, torch.tensor([num_samples])))
 
 
 def pack(codec: Codec, identity: Identity, encoded: Encoded) -> bytes:

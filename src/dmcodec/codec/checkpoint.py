@@ -5,14 +5,15 @@ layouts are read by published.py.
 """
 
 import json
-import os
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
+from torch import Tensor
 
 from dmcodec.codec.model import Codec, CodecConfig
 from dmcodec.config import build_record
@@ -25,7 +26,7 @@ AnyCodec = TypeVar("AnyCodec", bound=Codec)
 
 
 class CheckpointError(ValueError):
-    """A codec folder that is damaged or was written in a layout that this version cannot read."""
+    """Weights or their config.json are damaged, or in a layout that this version cannot read."""
 
 
 def save_pretrained(codec: Codec, folder: Path, *, dtype: torch.dtype, card: str | None) -> None:
@@ -45,14 +46,11 @@ def save_pretrained(codec: Codec, folder: Path, *, dtype: torch.dtype, card: str
         for name, value in codec.state_dict().items()
     }
     config = {"format": _FORMAT, **codec.config.model_dump(mode="json")}
-    _replace(folder / CONFIG_NAME, json.dumps(config, indent=2) + "\n")
-    descriptor, temporary = tempfile.mkstemp(dir=folder, prefix=".writing_")
-    os.close(descriptor)
-    save_file(tensors, temporary, metadata={"format": "pt"})
-    os.chmod(temporary, 0o644)
-    os.replace(temporary, folder / WEIGHTS_NAME)
+    weights = save(tensors, metadata={"format": "pt"})
+    _replace(folder / CONFIG_NAME, (json.dumps(config, indent=2) + "\n").encode())
+    _replace(folder / WEIGHTS_NAME, weights)
     if card is not None or not (folder / CARD_NAME).exists():
-        _replace(folder / CARD_NAME, card if card is not None else _short_card(codec))
+        _replace(folder / CARD_NAME, (card if card is not None else _short_card(codec)).encode())
 
 
 def load_pretrained(
@@ -60,7 +58,8 @@ def load_pretrained(
 ) -> AnyCodec:
     """Reads a codec from a folder, or from the Hub when no such folder exists.
 
-    Raises FileNotFoundError where nothing is found and CheckpointError for damaged files.
+    Raises FileNotFoundError where nothing is found, CheckpointError for damaged files and
+    ConfigError for settings that this version does not know.
     """
     folder = Path(folder_or_id)
     if not folder.is_dir():
@@ -69,26 +68,15 @@ def load_pretrained(
     path = folder / WEIGHTS_NAME
     if not path.is_file():
         raise FileNotFoundError(f"{folder} is not a codec folder: {WEIGHTS_NAME} is missing")
-    try:
-        tensors = load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path} is damaged: {error}") from error
-    codec = kind(config)
+    tensors = read_safetensors(path)
+    codec = unfilled_codec(kind, config)
     expected = codec.state_dict()
-    problems = list(expected.keys() ^ tensors.keys())
-    problems += [
-        n for n in expected.keys() & tensors.keys() if expected[n].shape != tensors[n].shape
-    ]
-    if problems:
-        raise CheckpointError(
-            f"{path} does not fit its {CONFIG_NAME}: {len(problems)} tensors are missing, "
-            f"unexpected or of another shape, such as {sorted(problems)[0]}"
-        )
-    codec.load_state_dict({n: v.to(expected[n].dtype) for n, v in tensors.items()})
+    check_tensors(tensors, {name: value.shape for name, value in expected.items()}, path)
+    fill_codec(codec, tensors)
     codec.model_id = (
         Path(folder_or_id).resolve().name if Path(folder_or_id).is_dir() else str(folder_or_id)
     )
-    return codec.eval()
+    return codec
 
 
 def load(folder_or_id: str | Path | None = None) -> Codec:
@@ -108,17 +96,71 @@ def load_codec_config(folder: Path) -> CodecConfig:
     path = folder / CONFIG_NAME
     if not path.is_file():
         raise FileNotFoundError(f"{folder} is not a codec folder: {CONFIG_NAME} is missing")
-    try:
-        table = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{path} is not valid JSON: {error}") from error
-    written = table.pop("format", None) if isinstance(table, dict) else None
+    table = read_json(path)
+    written = table.pop("format", None)
     if written != _FORMAT:
         raise CheckpointError(
             f"{path} has format {written!r}, not {_FORMAT!r}; official DM-Codec and"
             " SpeechTokenizer weights are read by dmcodec.load_published(config, checkpoint)"
         )
     return build_record(CodecConfig, table, source=str(path))
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The table in a JSON file; raises CheckpointError where there is none."""
+    try:
+        table = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(table, dict):
+        raise CheckpointError(f"{path} holds no table of settings")
+    return table
+
+
+def read_safetensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file; raises CheckpointError for a damaged one."""
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path} is damaged: {error}") from error
+
+
+def unfilled_codec(kind: type[AnyCodec], config: CodecConfig) -> AnyCodec:
+    """A codec whose weights have shapes and no values: nothing is allocated, nothing drawn."""
+    with torch.device("meta"):
+        return kind(config)
+
+
+def fill_codec(codec: Codec, tensors: Mapping[str, Tensor]) -> None:
+    """Gives an unfilled codec its tensors, in float32, and sets it to evaluation mode."""
+    dtypes = {name: value.dtype for name, value in codec.state_dict().items()}
+    codec.load_state_dict(
+        {name: value.to(dtypes[name]) for name, value in tensors.items()}, assign=True
+    )
+    codec.eval()
+
+
+def check_tensors(
+    tensors: Mapping[str, Tensor], expected: Mapping[str, torch.Size], path: Path
+) -> None:
+    """Raises CheckpointError, naming the first few, unless names and shapes are as expected."""
+    shapes = {name: value.shape for name, value in tensors.items()}
+    problems = {
+        "missing": sorted(expected.keys() - shapes.keys()),
+        "unexpected": sorted(shapes.keys() - expected.keys()),
+        "of another shape": [
+            f"{name} {list(shapes[name])}, not {list(shape)}"
+            for name, shape in expected.items()
+            if name in shapes and shapes[name] != shape
+        ],
+    }
+    found = [
+        f"{len(names)} {problem} ({'; '.join(names[:3])}{'; ...' if len(names) > 3 else ''})"
+        for problem, names in problems.items()
+        if names
+    ]
+    if found:
+        raise CheckpointError(f"the tensors in {path} do not fit its config: " + ", ".join(found))
 
 
 def push_to_hub(codec: Codec, repo_id: str, *, private: bool, card: str | None) -> str:
@@ -140,6 +182,7 @@ def _download(repo_id: str, revision: str | None) -> Path:
         HFValidationError,
         LocalEntryNotFoundError,
         RepositoryNotFoundError,
+        RevisionNotFoundError,
     )
 
     try:
@@ -148,7 +191,12 @@ def _download(repo_id: str, revision: str | None) -> Path:
                 repo_id, revision=revision, allow_patterns=[CONFIG_NAME, WEIGHTS_NAME, CARD_NAME]
             )
         )
-    except (HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError) as error:
+    except (
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    ) as error:
         raise FileNotFoundError(
             f"no codec {repo_id!r}: there is no such folder, and the Hugging Face Hub could not"
             f" give it either ({type(error).__name__}). Check the name, log in for private ones,"
@@ -166,7 +214,11 @@ def _short_card(codec: Codec) -> str:
     )
 
 
-def _replace(path: Path, text: str) -> None:
+def _replace(path: Path, content: bytes) -> None:
+    """Writes a file that appears whole or not at all."""
     temporary = path.with_name(f".writing_{path.name}")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+    try:
+        temporary.write_bytes(content)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -5,16 +5,18 @@ gives T * stride. Borders are reflected. In a batch of mixed lengths each item i
 own end, so that its result is the one it has alone: that is what `lengths` is for.
 """
 
-from typing import cast
+from typing import TypeVar, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
 
+Count = TypeVar("Count", int, Tensor)
 
-def ceil_div(numerator: int, denominator: int) -> int:
-    """Integer division rounded up."""
+
+def ceil_div(numerator: Count, denominator: int) -> Count:
+    """Division of an integer, or of a tensor of integers, rounded up."""
     return -(-numerator // denominator)
 
 
@@ -109,8 +111,10 @@ def pad_reflect(x: Tensor, left: int, right: int, stride: int, lengths: Tensor |
     """
     size = x.shape[-1]
     fill = ceil_div(size, stride) * stride - size
+    if left + right + stride == 1:
+        return x
     if lengths is None and size > max(left, right + fill):
-        return F.pad(x, (left, right + fill), mode="reflect") if left + right + fill else x
+        return F.pad(x, (left, right + fill), mode="reflect")
     if lengths is None:
         lengths = torch.full((x.shape[0],), size, device=x.device)
     lengths = lengths[:, None]  # [B, 1]
@@ -125,7 +129,7 @@ def pad_reflect(x: Tensor, left: int, right: int, stride: int, lengths: Tensor |
     values = x.gather(2, index).masked_fill(~is_sample[:, None], 0.0)
     target = torch.cat([left - before, left + after], dim=1)
     padded = F.pad(x, (left, right + stride - 1))
-    return padded.scatter(2, target[:, None].expand(-1, x.shape[1], -1), values)
+    return padded.scatter_(2, target[:, None].expand(-1, x.shape[1], -1), values)
 
 
 def add_weight_norm(module: nn.Module) -> None:

@@ -11,16 +11,20 @@ from math import ceil, log2
 from pathlib import Path
 from typing import Self
 
-import numpy as np
 import torch
+import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
+from dmcodec.codec.conv import ceil_div, length_mask
+from dmcodec.codec.inputs import Audio, to_waveforms
+from dmcodec.codec.long import decode_long, encode_long
 from dmcodec.codec.quantizer import QuantizerConfig, QuantizerOutput, ResidualQuantizer
 from dmcodec.codec.seanet import Decoder, Encoder, SEANetConfig
 from dmcodec.config import Record
 
-Audio = str | Path | np.ndarray | Tensor
+LONG_FRAMES = 3000
+"""Longer audio (a minute for the paper's codec) goes through long.py: bounded memory."""
 
 
 class CodecConfig(Record):
@@ -50,7 +54,7 @@ class CodecConfig(Record):
         return self.frame_rate * self.quantizer.num_codebooks * bits / 1000
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Encoded:
     """The codes of a batch of waveforms.
 
@@ -64,6 +68,13 @@ class Encoded:
     lengths: Tensor
     num_samples: Tensor
     first_codebook: int = 0
+
+    def __post_init__(self) -> None:
+        if self.codes.ndim != 3 or self.codes.numel() == 0:
+            raise ValueError(f"codes must be [B, K, L], got shape {tuple(self.codes.shape)}")
+        _check_lengths(self.lengths, len(self.codes), self.codes.shape[-1], "lengths")
+        if self.num_samples.shape != self.lengths.shape:
+            raise ValueError(f"num_samples must be [B], got shape {tuple(self.num_samples.shape)}")
 
     def __len__(self) -> int:
         """Number of waveforms, B."""
@@ -86,7 +97,7 @@ class Encoded:
         return replace(self, codes=self.codes[:, start:end], first_codebook=first)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class CodecOutput:
     """What a training pass gives: the decoded waveform [B, 1, T] and the quantizer's output."""
 
@@ -131,9 +142,10 @@ class Codec(nn.Module):
         if waveform.ndim != 3 or waveform.shape[1] != 1:
             raise ValueError(f"waveform must be [B, 1, T], got shape {tuple(waveform.shape)}")
         if num_samples is not None:
-            is_full = bool((num_samples >= waveform.shape[-1]).all())  # free when on the CPU
+            _check_lengths(num_samples, len(waveform), waveform.shape[-1], "num_samples")
+            is_full = bool((num_samples == waveform.shape[-1]).all())  # free when on the CPU
             num_samples = None if is_full else num_samples.to(waveform.device)
-        lengths = None if num_samples is None else self._frames(num_samples)
+        lengths = None if num_samples is None else ceil_div(num_samples, self.config.hop_length)
         latents = self.encoder(waveform, num_samples)
         quantized = self.quantizer(latents, lengths, update=update)
         decoded = self.decoder(quantized.quantized, lengths)[..., : waveform.shape[-1]]
@@ -160,17 +172,23 @@ class Codec(nn.Module):
         Raises ValueError for empty, non-finite or wrongly shaped input, FileNotFoundError and
         `dmcodec.audio.AudioError` for files.
         """
-        waveforms = self._waveforms(audio, sample_rate)
+        waveforms = [
+            w.to(self.device) for w in to_waveforms(audio, sample_rate, self.config.sample_rate)
+        ]
+        longest = LONG_FRAMES * self.config.hop_length
+        together = iter(
+            self._encode_together([w for w in waveforms if len(w) <= longest], num_codebooks)
+        )
+        codes = [
+            next(together)
+            if len(w) <= longest
+            else encode_long(self, [w], num_codebooks=num_codebooks)[0]
+            for w in waveforms
+        ]
         num_samples = torch.tensor([len(w) for w in waveforms], device=self.device)
-        batch = nn.utils.rnn.pad_sequence(waveforms, batch_first=True).to(self.device)[:, None]
-        is_mixed = bool((num_samples != num_samples[0]).any())
-        latents = self.encoder(batch, num_samples if is_mixed else None)
-        codes = self.quantizer.encode(latents, num_codebooks)
-        lengths = self._frames(num_samples)
-        if is_mixed:
-            beyond = torch.arange(codes.shape[-1], device=self.device) >= lengths[:, None]
-            codes = codes.masked_fill(beyond[:, None], 0)
-        return Encoded(codes, lengths, num_samples)
+        return Encoded(
+            _stack_padded(codes), ceil_div(num_samples, self.config.hop_length), num_samples
+        )
 
     @torch.no_grad()
     def decode(
@@ -196,15 +214,27 @@ class Codec(nn.Module):
             encoded = codes
         else:
             encoded = self._as_encoded(codes, lengths, first_codebook)
+        first = encoded.first_codebook
         if num_codebooks is not None:
-            first = encoded.first_codebook
             encoded = encoded.select_codebooks(first, first + num_codebooks)
-        frames = encoded.lengths.to(self.device)
-        quantized = self.quantizer.decode(encoded.codes.to(self.device), encoded.first_codebook)
-        is_mixed = bool((frames != quantized.shape[-1]).any())
-        waveform = self.decoder(quantized, frames if is_mixed else None)
-        num_samples = encoded.num_samples.to(self.device)
-        return _zero_beyond(waveform[:, 0, : int(num_samples.max())], num_samples)
+        hop_length = self.config.hop_length
+        num_samples, frames = encoded.num_samples.to(self.device), encoded.lengths.to(self.device)
+        if not torch.equal(ceil_div(num_samples, hop_length), frames):
+            raise ValueError(
+                f"lengths and num_samples do not belong together at {hop_length} samples per"
+                " frame: are these the codes of another codec?"
+            )
+        items = [encoded.item(i).to(self.device) for i in range(len(encoded))]
+        together = iter(
+            self._decode_together([c for c in items if c.shape[1] <= LONG_FRAMES], first)
+        )
+        waveforms = [
+            next(together)
+            if c.shape[1] <= LONG_FRAMES
+            else torch.cat(list(decode_long(self, c, size, first_codebook=first)))
+            for c, size in zip(items, num_samples.tolist(), strict=True)
+        ]
+        return _stack_padded([w[:size] for w, size in zip(waveforms, num_samples, strict=True)])
 
     @classmethod
     def from_pretrained(cls, folder_or_id: str | Path, *, revision: str | None = None) -> Self:
@@ -229,90 +259,70 @@ class Codec(nn.Module):
 
     @torch.no_grad()
     def fingerprint(self) -> str:
-        """16 hexadecimal digits that change with any weight that changes codes or sound."""
-        digest = blake2b(self.config.model_dump_json().encode(), digest_size=8)
-        parts = {"encoder": self.encoder, "decoder": self.decoder}
-        for part, module in parts.items():
-            for name, weight in sorted(module.state_dict().items()):
-                digest.update(f"{part}.{name}".encode())
-                digest.update(weight.detach().float().cpu().numpy().tobytes())
-        digest.update(self.quantizer.codebooks.float().cpu().numpy().tobytes())
+        """16 hexadecimal digits that change with whatever changes codes or sound, and with no more.
+
+        Those are the weights of the plain form (see `remove_weight_norm`) and the settings that
+        their shapes do not show. How the books are learned, and the feature map, are left out.
+        """
+        seanet = self.config.seanet
+        settings = [self.config.sample_rate, seanet.strides, seanet.dilation_base]
+        digest = blake2b(repr([*settings, seanet.activation]).encode(), digest_size=8)
+        for name, weight in sorted(self.state_dict().items()):
+            if name.startswith(("encoder.", "decoder.")) or name == "quantizer.codebooks":
+                digest.update(f"{name}{list(weight.shape)}".encode())
+                digest.update(weight.float().cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()
 
-    def _frames(self, num_samples: Tensor) -> Tensor:
-        hop_length = self.config.hop_length
-        return (num_samples + hop_length - 1) // hop_length
+    def _encode_together(self, waveforms: list[Tensor], num_codebooks: int | None) -> list[Tensor]:
+        """Codes [K, L_i] of waveforms [T_i], computed as one batch."""
+        if not waveforms:
+            return []
+        sizes = torch.tensor([len(w) for w in waveforms], device=self.device)
+        is_mixed = bool((sizes != sizes[0]).any())
+        latents = self.encoder(
+            _stack_padded(waveforms)[:, None], sizes if is_mixed else None
+        )  # [B, D, L]
+        codes = self.quantizer.encode(latents, num_codebooks)
+        frames = ceil_div(sizes, self.config.hop_length).tolist()
+        return [row[:, :length] for row, length in zip(codes, frames, strict=True)]
+
+    def _decode_together(self, codes: list[Tensor], first_codebook: int) -> list[Tensor]:
+        """Waveforms [L_i * hop_length, or more] of codes [K, L_i], computed as one batch."""
+        if not codes:
+            return []
+        frames = torch.tensor([c.shape[1] for c in codes], device=self.device)
+        is_mixed = bool((frames != frames[0]).any())
+        quantized = self.quantizer.decode(_stack_padded(codes), first_codebook)
+        return list(self.decoder(quantized, frames if is_mixed else None)[:, 0])
 
     def _as_encoded(
         self, codes: Tensor, lengths: Tensor | Sequence[int] | None, first_codebook: int
     ) -> Encoded:
         codes = codes[None] if codes.ndim == 2 else codes
         if codes.ndim != 3:
-            raise ValueError(f"codes must be [B, K, L] or [K, L], got {tuple(codes.shape)}")
+            raise ValueError(f"codes must be [B, K, L] or [K, L], got shape {tuple(codes.shape)}")
         frames = torch.as_tensor([codes.shape[-1]] * len(codes) if lengths is None else lengths)
-        if frames.shape != codes.shape[:1] or bool((frames < 1).any()):
-            raise ValueError(f"lengths must be {len(codes)} positive numbers of frames")
-        if int(frames.max()) > codes.shape[-1]:
-            raise ValueError(f"lengths exceed the {codes.shape[-1]} frames of the codes")
-        return Encoded(
-            codes[..., : int(frames.max())], frames, frames * self.config.hop_length, first_codebook
-        )
-
-    def _waveforms(self, audio: Audio | Sequence[Audio], sample_rate: int | None) -> list[Tensor]:
-        """All waveforms in `audio` as float32 tensors [T] at the codec's sample rate."""
-        if isinstance(audio, str | Path):
-            from dmcodec.audio import read_audio
-
-            samples = read_audio(Path(audio), sample_rate=self.config.sample_rate)
-            return [torch.from_numpy(samples)]
-        if isinstance(audio, np.ndarray | Tensor):
-            waveforms = list(_rows(audio))
-            if sample_rate not in (None, self.config.sample_rate):
-                from dmcodec.audio import resample
-
-                waveforms = [
-                    torch.from_numpy(
-                        resample(w.cpu().numpy(), sample_rate, self.config.sample_rate)
-                    )
-                    for w in waveforms
-                ]
-            return waveforms
-        if not isinstance(audio, Sequence) or not audio:
-            raise ValueError(
-                "audio must be a path, a numpy array, a tensor or a non-empty list of these, "
-                f"got {type(audio).__name__}"
-            )
-        return [w for one in audio for w in self._waveforms(one, sample_rate)]
+        return Encoded(codes, frames, frames * self.config.hop_length, first_codebook)
 
 
-def _rows(audio: np.ndarray | Tensor) -> Tensor:
-    """[T], [B, T] or [B, 1, T] of float samples -> float32 [B, T]."""
-    waveform = torch.as_tensor(audio)
-    if not waveform.is_floating_point():
-        raise ValueError(
-            f"audio has dtype {waveform.dtype}; give float samples in [-1, 1]"
-            " (16-bit samples divided by 32768)"
-        )
-    if waveform.ndim == 3 and waveform.shape[1] == 1:
-        waveform = waveform[:, 0]
-    elif waveform.ndim == 1:
-        waveform = waveform[None]
-    if waveform.ndim != 2:
-        raise ValueError(
-            f"audio must be [T], [B, T] or [B, 1, T] (mono), got shape {tuple(waveform.shape)}"
-        )
-    if waveform.numel() == 0:
-        raise ValueError("audio is empty; give at least one sample")
-    waveform = waveform.detach().float()
-    if not bool(torch.isfinite(waveform).all()):
-        raise ValueError("audio holds NaN or infinite samples")
-    return waveform
+def _stack_padded(items: list[Tensor]) -> Tensor:
+    """Items [..., L_i] as one tensor [B, ..., max L], zero beyond each item's end."""
+    longest = max(item.shape[-1] for item in items)
+    return torch.stack([F.pad(item, (0, longest - item.shape[-1])) for item in items])
 
 
 def _zero_beyond(waveform: Tensor, num_samples: Tensor) -> Tensor:
     """Zeroes the samples of [B, ..., T] at or beyond each item's number of samples [B]."""
     if bool((num_samples >= waveform.shape[-1]).all()):
         return waveform
-    beyond = torch.arange(waveform.shape[-1], device=waveform.device) >= num_samples[:, None]
-    shape = (len(num_samples),) + (1,) * (waveform.ndim - 2) + (waveform.shape[-1],)
-    return waveform.masked_fill(beyond.reshape(shape), 0.0)
+    beyond = ~length_mask(num_samples, waveform.shape[-1])  # [B, T]
+    return waveform.masked_fill(beyond if waveform.ndim == 2 else beyond[:, None], 0.0)
+
+
+def _check_lengths(lengths: Tensor, batch_size: int, size: int, name: str) -> None:
+    """Raises ValueError unless there is one whole number in 1..size for each item."""
+    is_fit = lengths.shape == (batch_size,) and not lengths.is_floating_point()
+    if not is_fit or bool(((lengths < 1) | (lengths > size)).any()):
+        raise ValueError(
+            f"{name} must be {batch_size} whole numbers from 1 to {size}, got {lengths.tolist()}"
+        )

@@ -8,6 +8,7 @@ Reference: Zeghidour et al. 2021, arXiv:2107.03312, sec. III-C.
 """
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.distributed as dist
@@ -15,6 +16,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
+from dmcodec.codec.conv import length_mask
 from dmcodec.config import Record
 
 
@@ -31,15 +33,17 @@ class QuantizerConfig(Record):
     kmeans_max_vectors: int = Field(16384, ge=1, description="bounds the memory of the start")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class QuantizerOutput:
     """What one pass through the quantizer gives.
 
     quantized: sum of the code vectors [B, D, L], with the gradient of the latents.
-    codes: [B, K, L] int64; -1 where masked out.
+    codes: [B, K, L] int64.
     book_outputs: K tensors [B, D, L], the code vectors of each book, each with the gradient of its
         own residual: what distillation compares with a teacher.
     commitment_loss: mean over books of the squared distance between residual and code vector.
+
+    At or beyond an item's length the vectors are zero and the codes -1.
     """
 
     quantized: Tensor
@@ -48,7 +52,7 @@ class QuantizerOutput:
     commitment_loss: Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class CodebookUsage:
     """Health of each book: `used` share of entries in use, and `perplexity` (at most V), [K]."""
 
@@ -88,30 +92,34 @@ class ResidualQuantizer(nn.Module):
             return self._quantize(latents.float(), lengths, update)
 
     def _quantize(self, latents: Tensor, lengths: Tensor | None, update: bool) -> QuantizerOutput:
-        residual = latents.transpose(1, 2)  # [B, L, D]
-        mask = torch.ones(residual.shape[:2], dtype=torch.bool, device=latents.device)
-        if lengths is not None:
-            mask = torch.arange(mask.shape[1], device=lengths.device)[None] < lengths[:, None]
+        frames = latents.transpose(1, 2)  # [B, L, D]
+        mask = None if lengths is None else length_mask(lengths, frames.shape[1])
+        vectors = frames.flatten(0, 1) if mask is None else frames[mask]  # [N, D]
         if update and not self.is_started:
-            self._start(residual[mask].detach())
+            self._start(vectors.detach())
+        residual, total = vectors, torch.zeros_like(vectors)
         outputs, codes, losses = [], [], []
         for book in range(self.config.num_codebooks):
-            index = nearest_entry(residual.detach(), self.codebooks[book])  # [B, L]
-            vectors = F.embedding(index, self.codebooks[book])  # [B, L, D]
-            losses.append((residual - vectors).square()[mask].mean())
-            outputs.append((residual + (vectors - residual).detach()).transpose(1, 2))
-            codes.append(index.masked_fill(~mask, -1))
+            index = nearest_entry(residual.detach(), self.codebooks[book])  # [N]
+            chosen = F.embedding(index, self.codebooks[book])  # [N, D]
+            losses.append(F.mse_loss(residual, chosen))
+            outputs.append(residual + (chosen - residual).detach())
+            codes.append(index)
             if update:
-                self._update_book(book, residual[mask].detach(), index[mask])
+                self._update_book(book, residual.detach(), index)
             # The code vectors are constants, so the gradient of every later loss still reaches
             # the latents: all books commit, not only the first (docs/log.md).
-            residual = residual - vectors
+            residual = residual - chosen
+            total = total + chosen
         if update:
             self.num_updates += 1
-        quantized = latents - residual.transpose(1, 2).detach()
-        quantized = latents + (quantized - latents).detach()
+        quantized = vectors + (total - vectors).detach()
+        shape = frames.shape[:2]
         return QuantizerOutput(
-            quantized, torch.stack(codes, dim=1), tuple(outputs), torch.stack(losses).mean()
+            _unflatten(quantized, shape, mask, 0.0).transpose(1, 2),
+            _unflatten(torch.stack(codes, dim=1), shape, mask, -1).transpose(1, 2),
+            tuple(_unflatten(output, shape, mask, 0.0).transpose(1, 2) for output in outputs),
+            torch.stack(losses).mean(),
         )
 
     @torch.no_grad()
@@ -145,15 +153,18 @@ class ResidualQuantizer(nn.Module):
                 f"this codec has books 0 to {self.config.num_codebooks - 1}"
             )
         entries = self.config.codebook_size
+        if codes.is_floating_point():
+            raise ValueError(f"codes must be integers, got {codes.dtype}")
+        codes = codes.long()
         if codes.numel() and (int(codes.min()) < 0 or int(codes.max()) >= entries):
             raise ValueError(
                 f"codes must lie in 0..{entries - 1}, got {int(codes.min())}..{int(codes.max())}"
             )
-        vectors = [
-            F.embedding(codes[:, i], self.codebooks[first_codebook + i])
-            for i in range(codes.shape[1])
-        ]
-        return torch.stack(vectors).sum(dim=0).transpose(1, 2)
+        index = codes.unbind(1)  # K' times [B, L]
+        total = F.embedding(index[0], self.codebooks[first_codebook])  # [B, L, D]
+        for book in range(1, len(index)):
+            total = total + F.embedding(index[book], self.codebooks[first_codebook + book])
+        return total.transpose(1, 2)
 
     @torch.no_grad()
     def usage(self) -> CodebookUsage:
@@ -174,12 +185,12 @@ class ResidualQuantizer(nn.Module):
                 iterations=self.config.kmeans_iterations,
                 generator=self._generator(1 + book),
             )
-            if dist.is_available() and dist.is_initialized():
+            if _is_distributed():
                 # Sums on a GPU are not ordered; rank 0's result is everybody's.
                 dist.broadcast(centres, 0)
                 dist.broadcast(counts, 0)
             self.codebooks[book] = centres
-            self.cluster_sizes[book] = counts * (_total(len(vectors)) / len(residual))
+            self.cluster_sizes[book] = counts * (sum(_sizes_of_all(vectors)) / len(residual))
             residual = residual - F.embedding(nearest_entry(residual, centres), centres)
         self.is_started.fill_(True)
 
@@ -256,8 +267,9 @@ def kmeans(
 
 def sample_rows(rows: Tensor, count: int, generator: torch.Generator) -> Tensor:
     """Draws up to `count` different rows from those of all processes, the same rows everywhere."""
-    sizes = _sizes_of_all(len(rows))
-    total, offset = sum(sizes), sum(sizes[: _rank()])
+    sizes = _sizes_of_all(rows)
+    total = sum(sizes)
+    offset = sum(sizes[: dist.get_rank()]) if _is_distributed() else 0
     chosen = torch.randperm(total, generator=generator)[:count].to(rows.device)
     local = chosen - offset
     is_mine = (local >= 0) & (local < len(rows))
@@ -267,22 +279,29 @@ def sample_rows(rows: Tensor, count: int, generator: torch.Generator) -> Tensor:
     return result
 
 
-def _rank() -> int:
-    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+def _unflatten(flat: Tensor, shape: torch.Size, mask: Tensor | None, fill: float) -> Tensor:
+    """Rows [N, C] back to the frames [B, L, C] they were taken from; `fill` in the other frames."""
+    if mask is None:
+        return flat.reshape(*shape, -1)
+    frames = flat.new_full((*shape, flat.shape[1]), fill)
+    frames[mask] = flat
+    return frames
+
+
+def _is_distributed() -> bool:
+    return dist.is_available() and dist.is_initialized()
 
 
 def _all_reduce(tensor: Tensor) -> None:
-    if dist.is_available() and dist.is_initialized():
+    if _is_distributed():
         dist.all_reduce(tensor)
 
 
-def _sizes_of_all(size: int) -> list[int]:
-    if not (dist.is_available() and dist.is_initialized()):
-        return [size]
-    sizes: list[int] = [0] * dist.get_world_size()
-    dist.all_gather_object(sizes, size)
-    return sizes
-
-
-def _total(size: int) -> int:
-    return sum(_sizes_of_all(size))
+def _sizes_of_all(rows: Tensor) -> list[int]:
+    """How many rows each process has, by rank."""
+    if not _is_distributed():
+        return [len(rows)]
+    sizes = torch.zeros(dist.get_world_size(), dtype=torch.int64, device=rows.device)
+    sizes[dist.get_rank()] = len(rows)
+    dist.all_reduce(sizes)
+    return cast(list[int], sizes.tolist())

@@ -9,10 +9,10 @@ from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
+from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
-from dmcodec.codec.conv import Conv1d, ConvTranspose1d, SkipLSTM
+from dmcodec.codec.conv import Conv1d, ConvTranspose1d, SkipLSTM, ceil_div
 from dmcodec.config import Record
 
 
@@ -20,7 +20,9 @@ class SEANetConfig(Record):
     """Sizes of encoder and decoder; the defaults are the paper's (arXiv:2410.15017)."""
 
     num_filters: int = Field(64, ge=2, multiple_of=2, description="channels at full rate")
-    strides: tuple[int, ...] = Field((2, 4, 5, 8), min_length=1, description="encoder order")
+    strides: tuple[PositiveInt, ...] = Field(
+        (2, 4, 5, 8), min_length=1, description="encoder order"
+    )
     latent_dim: int = Field(1024, ge=1)
     kernel_size: int = Field(7, ge=1, description="of the first and the last convolution")
     residual_kernel_size: int = Field(3, ge=1)
@@ -182,7 +184,7 @@ class Encoder(nn.Module):
         for stride, block in zip(self.strides, self.blocks, strict=True):
             x = block(x, lengths)
             if lengths is not None:
-                lengths = (lengths + stride - 1) // stride
+                lengths = ceil_div(lengths, stride)
         x = self.lstm(x, lengths)
         return self.conv_out(self.activation(x), lengths)
 

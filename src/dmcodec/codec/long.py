@@ -1,0 +1,240 @@
+"""Encoding and decoding of any length in bounded memory, with the codes of the whole.
+
+Convolutions see a piece of the signal with as much context as they reach, so every piece equals
+the same piece of the whole. An LSTM has no such limit: its state is carried from piece to piece,
+and for the backward direction of the encoder from the end to the beginning, over features that wait
+in a temporary file. Equality is that of arithmetic; sums of another order differ in the last bit.
+"""
+
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from dmcodec.codec.conv import Conv1d, ConvTranspose1d, ceil_div
+from dmcodec.codec.seanet import Decoder, DecoderBlock, Encoder
+
+if TYPE_CHECKING:
+    from dmcodec.codec.model import Codec
+
+CHUNK_FRAMES = 500
+"""Frames of a piece: 10 s for the paper's codec."""
+
+State = tuple[Tensor, Tensor]
+
+
+@torch.no_grad()
+def encode_long(
+    codec: "Codec",
+    blocks: Iterable[Tensor],
+    *,
+    num_codebooks: int | None = None,
+    chunk_frames: int = CHUNK_FRAMES,
+) -> tuple[Tensor, int]:
+    """Codes of a waveform that comes in blocks; memory does not grow with its length.
+
+    Args:
+        codec: in evaluation mode.
+        blocks: consecutive parts [T_i] of the waveform, of any sizes.
+        num_codebooks: the first n books only; None for all.
+        chunk_frames: frames worked on at a time; changes the cost, not the result.
+
+    Returns:
+        Codes [K, L] on the codec's device, and the number of samples. A temporary file holds
+        five float32 feature vectors a frame meanwhile (about 1 MB a second at full size).
+
+    Raises ValueError when there is no sample at all.
+    """
+    encoder, device = codec.encoder, codec.device
+    lstm = encoder.lstm.lstm
+    pieces = _convolved_pieces(encoder, blocks, chunk_frames, codec.config.hop_length, device)
+    with tempfile.TemporaryDirectory(prefix="dmcodec_") as folder:
+        features = _FrameFile(folder, "features", lstm.input_size)
+        num_samples = 0
+        for num_new_samples, piece in pieces:
+            features.write(features.num_frames, piece)
+            num_samples += num_new_samples
+        if num_samples == 0:
+            raise ValueError("audio is empty; give at least one sample")
+        layers = [features]
+        for layer in range(lstm.num_layers):
+            layers = _run_lstm_layer(lstm, layer, layers, folder, chunk_frames, device)
+        codes = []
+        reach = encoder.conv_out.padding_left
+        for start, stop in _spans(features.num_frames, chunk_frames):
+            left, right = max(0, start - reach), min(features.num_frames, stop + reach)
+            x = torch.cat([file.read(left, right) for file in layers], dim=-1)
+            skip = features.read(left, right)
+            x = x + torch.cat([skip] * len(layers), dim=-1)  # [L, C]
+            x = x.t()[None].to(device)
+            latents = encoder.conv_out(encoder.activation(x))[..., start - left : stop - left]
+            codes.append(codec.quantizer.encode(latents, num_codebooks)[0])
+    return torch.cat(codes, dim=-1), num_samples
+
+
+@torch.no_grad()
+def decode_long(
+    codec: "Codec",
+    codes: Tensor,
+    num_samples: int,
+    *,
+    first_codebook: int = 0,
+    chunk_frames: int = CHUNK_FRAMES,
+) -> Iterator[Tensor]:
+    """The waveform of codes [K, L] in blocks [T_i] that add up to `num_samples`.
+
+    Memory does not grow with the length; the blocks joined are what `Codec.decode` gives.
+    """
+    decoder, hop_length = codec.decoder, codec.config.hop_length
+    lstm, num_frames = decoder.lstm.lstm, codes.shape[-1]
+    reach_in = decoder.conv_in.padding_left
+    reach_out = ceil_div(_decoder_reach(decoder), hop_length)
+    state: State | None = None
+    window = torch.zeros(1, lstm.hidden_size, 0, device=codec.device)  # LSTM outputs [1, C, n]
+    window_start = done = 0  # frames: first of the window, first not yet given
+    for start, stop in _spans(num_frames, chunk_frames):
+        left, right = max(0, start - reach_in), min(num_frames, stop + reach_in)
+        quantized = codec.quantizer.decode(
+            codes[None, :, left:right].to(codec.device), first_codebook
+        )
+        x = decoder.conv_in(quantized)[..., start - left : stop - left].transpose(1, 2)
+        y, state = lstm(x, state)
+        window = torch.cat([window, (y + x).transpose(1, 2)], dim=-1)
+        # Frames whose context on the right is there.
+        ready = stop if stop == num_frames else stop - reach_out
+        if ready <= done:
+            continue
+        waveform = _run_decoder_convolutions(decoder, window)[0, 0]
+        first, last = (frame - window_start for frame in (done, ready))
+        end = num_samples - window_start * hop_length
+        yield waveform[first * hop_length : min(last * hop_length, end)]
+        done = ready
+        keep_from = max(done - reach_out, window_start)
+        window = window[..., keep_from - window_start :]
+        window_start = keep_from
+
+
+def _convolved_pieces(
+    encoder: Encoder,
+    blocks: Iterable[Tensor],
+    chunk_frames: int,
+    hop_length: int,
+    device: torch.device,
+) -> Iterator[tuple[int, Tensor]]:
+    """What the encoder's convolutions make of the waveform: (samples, [n, C]) for each piece."""
+    reach = ceil_div(_encoder_reach(encoder), hop_length) * hop_length
+    size = chunk_frames * hop_length
+    buffer = torch.zeros(0)  # begins `before` samples before the next piece
+    before = 0
+
+    def convolve(samples: Tensor, skip: int, num_frames: int) -> Tensor:
+        x = encoder.conv_in(samples[None, None].to(device))
+        for block in encoder.blocks:
+            x = block(x, None)
+        first = skip // hop_length
+        return x[0, :, first : first + num_frames].t()
+
+    for block in blocks:
+        buffer = torch.cat([buffer, block.float().cpu()])
+        while len(buffer) >= before + size + reach:
+            yield size, convolve(buffer[: before + size + reach], before, chunk_frames)
+            next_before = min(reach, before + size)
+            buffer = buffer[before + size - next_before :]
+            before = next_before
+    rest = len(buffer) - before
+    if rest:
+        yield rest, convolve(buffer, before, ceil_div(rest, hop_length))
+
+
+def _run_lstm_layer(
+    lstm: nn.LSTM,
+    layer: int,
+    inputs: "list[_FrameFile]",
+    folder: str,
+    chunk_frames: int,
+    device: torch.device,
+) -> "list[_FrameFile]":
+    """One layer over all frames: a file for the forward direction, one for the backward."""
+    num_frames = inputs[0].num_frames
+    outputs = []
+    for suffix in ["", "_reverse"] if lstm.bidirectional else [""]:
+        is_backward = suffix == "_reverse"
+        direction = _single_direction(lstm, f"_l{layer}{suffix}")
+        output = _FrameFile(folder, f"layer{layer}{suffix}", lstm.hidden_size)
+        state: State | None = None
+        spans = list(_spans(num_frames, chunk_frames))
+        for start, stop in reversed(spans) if is_backward else spans:
+            x = torch.cat([file.read(start, stop) for file in inputs], dim=-1)[None].to(device)
+            y, state = direction(x.flip(1) if is_backward else x, state)
+            output.write(start, (y.flip(1) if is_backward else y)[0])
+        outputs.append(output)
+    return outputs
+
+
+def _single_direction(lstm: nn.LSTM, suffix: str) -> Callable[..., tuple[Tensor, State]]:
+    """One layer and direction of an LSTM as an LSTM of its own that shares the weights."""
+    input_size = cast(Tensor, getattr(lstm, f"weight_ih{suffix}")).shape[1]
+    single = nn.LSTM(input_size, lstm.hidden_size, batch_first=True, device="meta")
+    for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"):
+        setattr(single, f"{name}_l0", getattr(lstm, f"{name}{suffix}"))
+    return single
+
+
+def _run_decoder_convolutions(decoder: Decoder, x: Tensor) -> Tensor:
+    """The decoder after its LSTM, [1, C, n] -> [1, 1, n * hop_length]."""
+    for stride, block in zip(decoder.strides, decoder.blocks, strict=True):
+        x = block(x, None, stride)
+    return decoder.conv_out(decoder.activation(x))
+
+
+def _encoder_reach(encoder: Encoder) -> int:
+    """Samples on either side that a frame before the LSTM depends on, beyond its own."""
+    reach, step = _padding(encoder.conv_in), 1
+    for stride, block in zip(encoder.strides, encoder.blocks, strict=True):
+        reach += step * sum(_padding(m) for m in block.modules() if isinstance(m, Conv1d))
+        step *= stride
+    return reach
+
+
+def _decoder_reach(decoder: Decoder) -> int:
+    """Samples next to a cut after the LSTM that depend on what is beyond the cut."""
+    reach = 0
+    for stride, block in zip(
+        decoder.strides, cast(list[DecoderBlock], decoder.blocks), strict=True
+    ):
+        upsample: ConvTranspose1d = block.upsample
+        reach = reach * stride + upsample.trim_left
+        reach += sum(_padding(m) for m in block.modules() if isinstance(m, Conv1d))
+    return reach + _padding(decoder.conv_out)
+
+
+def _padding(conv: Conv1d) -> int:
+    return max(conv.padding_left, conv.padding_right)
+
+
+def _spans(num_frames: int, chunk_frames: int) -> Iterator[tuple[int, int]]:
+    for start in range(0, num_frames, chunk_frames):
+        yield start, min(start + chunk_frames, num_frames)
+
+
+class _FrameFile:
+    """Feature vectors [L, C] in a file, written and read in any order; float32."""
+
+    def __init__(self, folder: str, name: str, width: int) -> None:
+        # Plain reads and writes: a memory map's pages would count as this process's memory.
+        self._file = open(f"{folder}/{name}", "w+b", buffering=0)  # noqa: SIM115
+        self._width = width
+        self.num_frames = 0
+
+    def write(self, start: int, frames: Tensor) -> None:
+        self._file.seek(start * self._width * 4)
+        self._file.write(frames.float().cpu().contiguous().numpy().tobytes())
+        self.num_frames = max(self.num_frames, start + len(frames))
+
+    def read(self, start: int, stop: int) -> Tensor:
+        self._file.seek(start * self._width * 4)
+        data = bytearray(self._file.read((stop - start) * self._width * 4))
+        return torch.from_numpy(np.frombuffer(data, np.float32)).reshape(-1, self._width)

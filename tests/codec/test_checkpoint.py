@@ -1,0 +1,271 @@
+import json
+import shutil
+import socket
+from pathlib import Path
+
+import huggingface_hub
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from dmcodec.codec.checkpoint import CheckpointError, load
+from dmcodec.codec.conv import add_weight_norm, remove_weight_norm
+from dmcodec.codec.model import Codec
+from dmcodec.config import ConfigError
+
+
+@pytest.fixture
+def folder(codec, tmp_path):
+    codec.save_pretrained(tmp_path / "my.codec")
+    return tmp_path / "my.codec"
+
+
+@pytest.fixture
+def noise(generator):
+    return 0.1 * torch.randn(1000, generator=generator)
+
+
+def change_config(folder, **changes):
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def change_weights(folder, change):
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    change(tensors)
+    save_file(tensors, path)
+
+
+def test_saved_codec_comes_back_the_same(codec, folder, noise):
+    loaded = Codec.from_pretrained(folder)
+
+    assert loaded.config == codec.config
+    assert loaded.model_id == "my.codec"
+    assert not loaded.training
+    assert loaded.fingerprint() == codec.fingerprint()
+    for name, value in codec.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], value)
+        assert loaded.state_dict()[name].dtype == value.dtype
+    encoded = codec.encode(noise)
+    assert torch.equal(loaded.encode(noise).codes, encoded.codes)
+    assert torch.equal(loaded.decode(encoded), codec.decode(encoded))
+
+
+def test_loaded_codec_trains_like_the_saved_one(build_codec, tmp_path, noise):
+    codec = build_codec()
+    codec.save_pretrained(tmp_path)
+    loaded = Codec.from_pretrained(str(tmp_path))
+    for one in (codec, loaded):
+        add_weight_norm(one.train())
+        one(noise[None, None], update=True).waveform.square().mean().backward()
+
+    for (name, weight), (_, other) in zip(
+        codec.named_parameters(), loaded.named_parameters(), strict=True
+    ):
+        if weight.grad is not None:
+            torch.testing.assert_close(other.grad, weight.grad, msg=name)
+    assert torch.equal(loaded.quantizer.codebooks, codec.quantizer.codebooks)
+
+
+def test_half_precision_halves_the_file_and_stays_what_it_is(codec, folder, tmp_path, noise):
+    codec.save_pretrained(tmp_path / "half", dtype=torch.float16)
+    half = Codec.from_pretrained(tmp_path / "half")
+    half.save_pretrained(tmp_path / "again", dtype=torch.float16)
+    again = Codec.from_pretrained(tmp_path / "again")
+
+    sizes = [(f / "model.safetensors").stat().st_size for f in (folder, tmp_path / "half")]
+    assert sizes[1] < 0.65 * sizes[0]
+    assert {value.dtype for value in half.parameters()} == {torch.float32}
+    assert half.fingerprint() == again.fingerprint() != codec.fingerprint()
+    for name, value in codec.state_dict().items():
+        rounded = value.half().float() if value.is_floating_point() else value
+        assert torch.equal(half.state_dict()[name], rounded)
+
+
+def test_loading_draws_no_random_numbers(folder):
+    before = torch.get_rng_state()
+
+    Codec.from_pretrained(folder)
+
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_saving_again_replaces_the_files_and_keeps_the_card(build_codec, tmp_path):
+    build_codec(1).save_pretrained(tmp_path, card="# Mine\n")
+    other = build_codec(2)
+
+    other.save_pretrained(tmp_path)
+
+    assert (tmp_path / "README.md").read_text() == "# Mine\n"
+    assert Codec.from_pretrained(tmp_path).fingerprint() == other.fingerprint()
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == ["README.md", "config.json", "model.safetensors"]
+
+
+def test_interrupted_save_leaves_the_old_codec_whole(build_codec, tmp_path, monkeypatch):
+    old = build_codec(1)
+    old.save_pretrained(tmp_path)
+
+    def fail(self, target):
+        raise OSError(f"no power left to write {target}")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "replace", fail)
+        with pytest.raises(OSError, match="no power"):
+            build_codec(2).save_pretrained(tmp_path)
+
+    assert Codec.from_pretrained(tmp_path).fingerprint() == old.fingerprint()
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_card_says_what_the_codec_is(folder):
+    card = (folder / "README.md").read_text()
+    assert "4 x 16 codes, 50 frames/s, 0.8 kbps at 16000 Hz" in card
+
+
+def test_codec_in_training_form_is_not_saved(build_codec, tmp_path):
+    codec = build_codec()
+    add_weight_norm(codec)
+    with pytest.raises(ValueError, match="remove_weight_norm"):
+        codec.save_pretrained(tmp_path / "x")
+    assert not (tmp_path / "x").exists()
+
+    remove_weight_norm(codec)
+    codec.save_pretrained(tmp_path / "x")
+
+    weights = load_file(tmp_path / "x" / "model.safetensors")
+    for name, value in build_codec().state_dict().items():
+        torch.testing.assert_close(weights[name], value, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+def test_missing_file_is_named(folder, name):
+    (folder / name).unlink()
+    with pytest.raises(FileNotFoundError, match=f"my.codec is not a codec folder: {name} is miss"):
+        Codec.from_pretrained(folder)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda data: data[: len(data) // 2],
+        lambda data: data[:4],
+        lambda data: b"",
+        lambda data: b"\xff" * 8 + data[8:],
+        lambda data: data[:8] + b"!" + data[9:],
+    ],
+)
+def test_damaged_weights_are_an_error(folder, damage):
+    path = folder / "model.safetensors"
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(CheckpointError, match=r"model\.safetensors is damaged"):
+        Codec.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("text", ["{", "", "[1]", '"x"', "[" * 100000, "\udcff"])
+def test_damaged_config_is_an_error(folder, text):
+    (folder / "config.json").write_bytes(text.encode("utf-8", "surrogateescape"))
+    with pytest.raises(CheckpointError, match=r"config\.json (is not valid JSON|holds no table)"):
+        Codec.from_pretrained(folder)
+
+
+def test_other_formats_are_refused_with_a_hint(folder):
+    change_config(folder, format="dmcodec-codec/2")
+    with pytest.raises(CheckpointError, match=r"'dmcodec-codec/2', not .*load_published"):
+        Codec.from_pretrained(folder)
+
+
+def test_unknown_setting_is_an_error(folder):
+    change_config(folder, frame_size=320)
+    with pytest.raises(ConfigError, match=r"config\.json: unknown key 'frame_size'"):
+        Codec.from_pretrained(folder)
+
+
+def test_weights_of_another_shape_are_named_before_anything_is_allocated(folder):
+    config = json.loads((folder / "config.json").read_text())
+    change_config(folder, seanet=config["seanet"] | {"latent_dim": 10**12})
+    with pytest.raises(CheckpointError, match=r"5 of another shape \(encoder.conv_out.conv.weight"):
+        Codec.from_pretrained(folder)
+
+
+def test_missing_and_unexpected_weights_are_named(folder):
+    def change(tensors):
+        tensors["extra"] = torch.zeros(1)
+        del tensors["quantizer.codebooks"]
+        del tensors["encoder.conv_in.conv.bias"]
+
+    change_weights(folder, change)
+    message = (
+        r"2 missing \(encoder.conv_in.conv.bias; quantizer.codebooks\), 1 unexpected \(extra\)$"
+    )
+    with pytest.raises(CheckpointError, match=message):
+        Codec.from_pretrained(folder)
+
+
+@pytest.fixture
+def no_network(monkeypatch):
+    """Offline, as HF_HUB_OFFLINE=1 makes it, and any attempt to connect is a failure."""
+
+    def refuse(*args):
+        raise AssertionError(f"tried to connect to {args[1:]}")
+
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+
+
+@pytest.mark.parametrize(
+    "name", ["someone/no-such-codec", "no_such_folder/", "a/b/c", "/no/folder"]
+)
+def test_what_is_nowhere_says_so_without_a_network(no_network, name):
+    with pytest.raises(FileNotFoundError, match=r"no codec .* there is no such folder, and the"):
+        Codec.from_pretrained(name)
+
+
+def test_hub_codec_is_read_from_its_local_copy(folder, codec, monkeypatch):
+    asked = []
+
+    def snapshot(repo_id, *, revision, allow_patterns):
+        asked.append((repo_id, revision, allow_patterns))
+        return str(folder)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
+
+    loaded = Codec.from_pretrained("someone/codec", revision="v2")
+
+    assert asked == [("someone/codec", "v2", ["config.json", "model.safetensors", "README.md"])]
+    assert loaded.model_id == "someone/codec"
+    assert loaded.fingerprint() == codec.fingerprint()
+
+
+def test_push_to_hub_uploads_what_save_pretrained_writes(codec, monkeypatch, tmp_path):
+    calls = []
+
+    class FakeApi:
+        def create_repo(self, repo_id, *, private, exist_ok):
+            calls.append((repo_id, private, exist_ok))
+            return f"https://hub/{repo_id}"
+
+        def upload_folder(self, *, repo_id, folder_path):
+            loaded = Codec.from_pretrained(folder_path)
+            calls.append((repo_id, loaded.fingerprint()))
+            shutil.copy(Path(folder_path) / "README.md", tmp_path)
+
+    monkeypatch.setattr(huggingface_hub, "HfApi", FakeApi)
+
+    address = codec.push_to_hub("someone/codec", private=True, card="# Card\n")
+
+    assert address == "https://hub/someone/codec"
+    assert calls == [("someone/codec", True, True), ("someone/codec", codec.fingerprint())]
+    assert (tmp_path / "README.md").read_text() == "# Card\n"
+
+
+def test_load_takes_a_folder_or_says_that_no_model_is_bundled(codec, folder, monkeypatch, tmp_path):
+    assert load(folder).fingerprint() == codec.fingerprint()
+
+    monkeypatch.setattr("dmcodec.codec.checkpoint.__file__", str(tmp_path / "checkpoint.py"))
+    with pytest.raises(FileNotFoundError, match="carries no model"):
+        load()
+    codec.save_pretrained(tmp_path / "bundled")
+    assert load().model_id == "dmcodec-small"

@@ -1,0 +1,125 @@
+"""Long audio in pieces: the codes and the waveform of the whole, in memory that does not grow."""
+
+import subprocess
+import sys
+from itertools import pairwise
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from dmcodec.codec.long import decode_long, encode_long
+from dmcodec.codec.model import Codec, CodecConfig
+from dmcodec.codec.quantizer import QuantizerConfig
+from dmcodec.codec.seanet import SEANetConfig
+
+
+def make_codec(*, is_bidirectional: bool, strides: tuple[int, ...]) -> Codec:
+    with torch.random.fork_rng():
+        torch.default_generator.manual_seed(11)
+        return Codec(
+            CodecConfig(
+                seanet=SEANetConfig(
+                    num_filters=4,
+                    latent_dim=8,
+                    strides=strides,
+                    num_residual_layers=2,
+                    is_encoder_bidirectional=is_bidirectional,
+                ),
+                quantizer=QuantizerConfig(codebook_size=32, num_codebooks=3),
+            )
+        ).eval()
+
+
+CODECS = {
+    "paper": make_codec(is_bidirectional=True, strides=(2, 4, 5, 8)),
+    "one direction": make_codec(is_bidirectional=False, strides=(4, 5)),
+}
+
+
+def noise(num_samples: int, seed: int) -> Tensor:
+    return 0.1 * torch.randn(num_samples, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("kind", CODECS)
+@settings(max_examples=25, deadline=None)
+@given(data=st.data())
+def test_pieces_joined_equal_the_whole(kind: str, data: st.DataObject) -> None:
+    codec = CODECS[kind]
+    num_samples = data.draw(st.integers(1, 9000), label="samples")
+    chunk_frames = data.draw(st.integers(1, 12), label="frames a piece")
+    cuts = sorted(data.draw(st.lists(st.integers(0, num_samples), max_size=6), label="cuts"))
+    waveform = noise(num_samples, seed=num_samples)
+    edges = [0, *cuts, num_samples]
+    blocks = [waveform[a:b] for a, b in pairwise(edges)]
+
+    whole = codec.encode(waveform)
+    codes, counted = encode_long(codec, blocks, chunk_frames=chunk_frames)
+    decoded = list(decode_long(codec, whole.codes[0], num_samples, chunk_frames=chunk_frames))
+
+    assert counted == num_samples
+    assert torch.equal(codes, whole.codes[0])
+    torch.testing.assert_close(torch.cat(decoded), codec.decode(whole)[0], atol=1e-6, rtol=0)
+
+
+def test_first_books_and_later_books_are_those_of_the_whole() -> None:
+    codec = CODECS["paper"]
+    waveform = noise(7000, seed=1)
+    whole = codec.encode(waveform)
+
+    codes, _ = encode_long(codec, [waveform], num_codebooks=2, chunk_frames=5)
+    tail = whole.select_codebooks(1, 3)
+    decoded = torch.cat(
+        list(decode_long(codec, tail.codes[0], 7000, first_codebook=1, chunk_frames=4))
+    )
+
+    assert torch.equal(codes, whole.codes[0, :2])
+    torch.testing.assert_close(decoded, codec.decode(tail)[0], atol=1e-6, rtol=0)
+
+
+def test_nothing_to_encode_is_an_error() -> None:
+    with pytest.raises(ValueError, match="audio is empty"):
+        encode_long(CODECS["paper"], [torch.zeros(0)])
+
+
+_PEAK_MEMORY = """
+import resource, torch
+from dmcodec.codec.long import decode_long, encode_long
+from dmcodec.codec.model import Codec, CodecConfig
+from dmcodec.codec.seanet import SEANetConfig
+torch.set_num_threads(1)
+codec = Codec(CodecConfig(seanet=SEANetConfig(num_filters=2, latent_dim=4, num_lstm_layers=1)))
+codec = codec.eval()
+for minutes in (1, 3):
+    blocks = (torch.zeros(16000) for _ in range(60 * minutes))
+    codes, n = encode_long(codec, blocks, chunk_frames=50)
+    assert sum(len(block) for block in decode_long(codec, codes, n, chunk_frames=50)) == n
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+def test_memory_does_not_grow_with_length() -> None:
+    output = subprocess.run(
+        [sys.executable, "-c", _PEAK_MEMORY], capture_output=True, text=True, check=True
+    ).stdout
+    short_kib, long_kib = map(int, output.split())
+    # Two more minutes are 8 MB of samples alone, and 15 MB for every activation at full rate.
+    assert long_kib - short_kib < 7_000
+
+
+def test_encode_and_decode_send_long_items_through_pieces(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    codec = CODECS["paper"]
+    waveforms = [noise(2000, seed=5), noise(9000, seed=6), noise(321, seed=7)]
+    whole = codec.encode(waveforms)
+    decoded = codec.decode(whole)
+
+    monkeypatch.setattr("dmcodec.codec.model.LONG_FRAMES", 10)  # 3200 samples
+    pieces = codec.encode(waveforms)
+
+    assert torch.equal(pieces.codes, whole.codes)
+    assert torch.equal(pieces.num_samples, whole.num_samples)
+    torch.testing.assert_close(codec.decode(pieces), decoded, atol=1e-6, rtol=0)
