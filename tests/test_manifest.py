@@ -127,7 +127,7 @@ def test_tsv_with_a_header_is_read(tmp_path: Path) -> None:
         ("m.jsonl", ['{"audio": "a", "duration_s": "x"}'], r"m\.jsonl:1: duration: could not"),
         ("m.jsonl", ['{"audio": "a", "duration_s": -1}'], r"m\.jsonl:1: duration: .* -1"),
         ("m.jsonl", ['{"audio": "a", "num_samples": 0}'], r"m\.jsonl:1: num_samples: "),
-        ("m.jsonl", ['{"audio": "a", "offset": 1.5}'], r"m\.jsonl:1: 'offset'"),
+        ("m.jsonl", ['{"audio": "a", "offset": -1.5}'], r"m\.jsonl:1: offset: .* -1\.5"),
         ("m.jsonl", ['{"audio": "a", "id": "../a"}'], r"m\.jsonl:1: id: .*'\.\./a'"),
         ("m.jsonl", ['{"audio": "a", "id": "/a"}'], r"m\.jsonl:1: id: .*'/a'"),
         ("m.jsonl", ['{"audio": "a", "id": "a\\nb"}'], r"m\.jsonl:1: id: "),
@@ -158,14 +158,6 @@ def test_other_unreadable_manifests_are_named(tmp_path: Path) -> None:
     (tmp_path / "m.jsonl").write_bytes(b'{"audio": "\xff"}')
     with pytest.raises(ValueError, match=r"m\.jsonl: is not UTF-8"):
         read_manifest(tmp_path / "m.jsonl")
-
-
-def test_kaldi_segments_are_refused(tmp_path: Path) -> None:
-    scp = write_lines(tmp_path / "wav.scp", "u1 a.wav")
-    (tmp_path / "segments").touch()
-
-    with pytest.raises(ValueError, match="segments file"):
-        read_manifest(scp)
 
 
 def test_id_used_twice_names_both_places(tmp_path: Path) -> None:

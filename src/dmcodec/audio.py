@@ -4,6 +4,7 @@ The only file that knows soundfile and soxr. No torch here, no manifests, no tra
 a waveform is a float32 numpy array `[T]`, mono, nominally in [-1, 1].
 """
 
+import io
 import math
 import os
 import re
@@ -42,6 +43,17 @@ class AudioError(ValueError):
 
 
 @dataclass(frozen=True, slots=True)
+class SoundBytes:
+    """A whole sound file in memory; errors call it by `name`."""
+
+    name: str
+    data: bytes
+
+    def __str__(self) -> str:
+        return self.name
+
+
+@dataclass(frozen=True, slots=True)
 class AudioInfo:
     """What the header of a sound file says; `num_samples` counts per channel, as stored."""
 
@@ -54,19 +66,19 @@ class AudioInfo:
         return resampled_length(self.num_samples, self.sample_rate, sample_rate)
 
 
-def audio_info(path: Path | str) -> AudioInfo:
+def audio_info(path: Path | str | SoundBytes) -> AudioInfo:
     """Rate, channels and length of a sound file, from its header alone.
 
     Raises:
         FileNotFoundError: there is no such file.
         AudioError: the file is damaged, empty, or no sound file.
     """
-    with _open_sound_file(Path(path)) as file:
+    with _open_sound_file(path) as file:
         return AudioInfo(file.samplerate, file.channels, file.frames)
 
 
 def read_audio(
-    path: Path | str,
+    path: Path | str | SoundBytes,
     *,
     sample_rate: int = SAMPLE_RATE,
     start_samples: int = 0,
@@ -81,7 +93,7 @@ def read_audio(
     full scale; nothing is clipped here.
 
     Args:
-        path: the file; its content decides the format, not its suffix.
+        path: the file, or its bytes; its content decides the format, not its suffix.
         sample_rate: of the result, in Hz.
         start_samples: first sample of the slice, counted at `sample_rate`.
         num_samples: length of the slice, counted at `sample_rate`; None means to the end.
@@ -94,7 +106,6 @@ def read_audio(
         AudioError: damaged, empty, no sound file, or holds NaN or infinite samples.
         ValueError: the slice is not inside the file.
     """
-    path = Path(path)
     with _open_sound_file(path) as file:
         file_rate = file.samplerate
         total = resampled_length(file.frames, file_rate, sample_rate)
@@ -215,16 +226,21 @@ def find_audio_files(folder: Path | str) -> list[Path]:
     )
 
 
-def _open_sound_file(path: Path) -> soundfile.SoundFile:
+def _open_sound_file(path: Path | str | SoundBytes) -> soundfile.SoundFile:
     """The open file, positioned at its start, with at least one sample by its header."""
-    if not path.exists():
-        raise FileNotFoundError(f"{path}: no such file")
-    if not path.is_file():
-        raise AudioError(f"{path}: not a sound file but a folder or a device")
-    if path.stat().st_size == 0:
+    if isinstance(path, SoundBytes):
+        num_bytes = len(path.data)
+    else:
+        path = Path(path)
+        if not path.exists():
+            raise FileNotFoundError(f"{path}: no such file")
+        if not path.is_file():
+            raise AudioError(f"{path}: not a sound file but a folder or a device")
+        num_bytes = path.stat().st_size
+    if num_bytes == 0:
         raise AudioError(f"{path}: the file is empty (0 bytes)")
     try:
-        file = soundfile.SoundFile(path)
+        file = soundfile.SoundFile(io.BytesIO(path.data) if isinstance(path, SoundBytes) else path)
     except (soundfile.LibsndfileError, TypeError) as error:  # TypeError: headerless .raw
         reason = getattr(error, "error_string", "a raw file has no header")
         supported = " ".join(AUDIO_SUFFIXES)
@@ -239,7 +255,7 @@ def _open_sound_file(path: Path) -> soundfile.SoundFile:
     return file
 
 
-def _check_header(file: soundfile.SoundFile, path: Path) -> None:
+def _check_header(file: soundfile.SoundFile, path: Path | SoundBytes) -> None:
     if file.frames < 1:
         raise AudioError(f"{path}: the file holds no samples")
     cut_short = _CUT_SHORT.search(file.extra_info)
@@ -250,7 +266,9 @@ def _check_header(file: soundfile.SoundFile, path: Path) -> None:
         )
 
 
-def _read_mono(file: soundfile.SoundFile, path: Path, start: int, end: int) -> Waveform:
+def _read_mono(
+    file: soundfile.SoundFile, path: Path | str | SoundBytes, start: int, end: int
+) -> Waveform:
     """Frames [start, end) of an open file, channels averaged: float32 `[end - start]`."""
     try:
         if file.format in _FORMATS_WITHOUT_EXACT_SEEK:
@@ -269,7 +287,9 @@ def _read_mono(file: soundfile.SoundFile, path: Path, start: int, end: int) -> W
     return waveform
 
 
-def _read_blocks(file: soundfile.SoundFile, path: Path, num_frames: int) -> Iterator[Waveform]:
+def _read_blocks(
+    file: soundfile.SoundFile, path: Path | str | SoundBytes, num_frames: int
+) -> Iterator[Waveform]:
     """Mono blocks `[<= _BLOCK_FRAMES]` that add up to `num_frames`."""
     missing = num_frames
     while missing > 0:

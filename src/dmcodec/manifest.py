@@ -1,9 +1,12 @@
-"""Lists of utterances: folders, JSONL (ours and NeMo's), Kaldi `wav.scp` and TSV; speaker splits.
+"""Lists of utterances: folders, JSONL, TSV, Kaldi, Lhotse, tables and tars; speaker splits.
 
-Manifests are read here, sound is not: whether a file exists and is sound shows when it is read.
+Other projects' formats are in manifest_formats.py. Manifests are read here, sound is not: whether
+a file exists and is sound shows when it is read.
 """
 
 import csv
+import gzip
+import io
 import json
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -15,6 +18,13 @@ from pydantic import Field, ValidationError, field_validator
 
 from dmcodec.audio import find_audio_files, seconds_to_samples
 from dmcodec.config import Record
+from dmcodec.manifest_formats import (
+    list_saved_dataset,
+    read_kaldi,
+    read_lhotse_cut,
+    read_table,
+    read_tar,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -28,11 +38,20 @@ class Utterance(Record):
     `id` is unique in its list and safe as a relative file name. `num_samples` is the manifest's
     word for the length at 16 kHz (durations in seconds are converted, so it may be off by their
     rounding); None when it says nothing. An empty text, speaker or corpus means unknown: None.
+    `dmcodec.sources.read_utterance` gives the waveform.
+
+    Attributes:
+        start_samples: where a segment begins in its sound file, at 16 kHz; it lasts `num_samples`,
+            or to the end. None: the utterance is the whole file.
+        entry: where the sound file lies when `audio` is a container: the row of a Parquet or Arrow
+            table, the byte offset of a tar's member. None: `audio` is the sound file.
     """
 
     id: str = Field(min_length=1)
     audio: Path
     num_samples: int | None = Field(default=None, ge=1)
+    start_samples: int | None = Field(default=None, ge=0)
+    entry: int | None = Field(default=None, ge=0)
     speaker: str | None = None
     corpus: str | None = None
     text: str | None = None
@@ -50,6 +69,16 @@ class Utterance(Record):
             )
         return value
 
+    @property
+    def sound_file(self) -> Path:
+        """The file that holds this utterance and nothing else; ValueError when there is none."""
+        if self.start_samples is not None or self.entry is not None:
+            raise ValueError(
+                f"utterance {self.id!r} is a part of {self.audio}; here only whole sound files "
+                "can be used"
+            )
+        return self.audio
+
     @field_validator("speaker", "corpus", "text", "licence", "source")
     @classmethod
     def _empty_is_unknown(cls, value: str | None) -> str | None:
@@ -57,13 +86,17 @@ class Utterance(Record):
 
 
 def read_manifest(path: Path | str) -> list[Utterance]:
-    """The utterances of a folder, a `.jsonl`/`.json`, `.scp` or `.tsv` file, in its order.
+    """The utterances of a folder or file, in its order.
 
-    * A folder: every sound file below it, sorted.
-    * JSONL: one object a line with `audio` (or NeMo's `audio_filepath`), and optionally the
-      fields of `Utterance` and `duration_s` (or `duration`). Other keys are ignored and logged.
-    * Kaldi `wav.scp`, with `text` and `utt2spk` from the same folder when they are there.
+    * A folder: every sound file below it, sorted; without any, its Parquet files or tars; or a
+      data set that Hugging Face `datasets` saved.
+    * JSONL (`.jsonl`, `.json`, also `.gz`): one object a line with `audio` (or NeMo's
+      `audio_filepath`), and optionally the fields of `Utterance`, `duration_s` (or `duration`)
+      and `offset`, where a segment begins, in seconds. Other keys are ignored and logged.
+      Lines may be Lhotse cuts.
+    * Kaldi `wav.scp`, with `segments`, `text` and `utt2spk` from the same folder.
     * TSV with a header line, columns named as the JSONL keys (or `path`).
+    * Parquet or Arrow files with sound files in a column, WebDataset tars.
 
     Relative sound paths start at the manifest's folder. An utterance without an id gets its sound
     path less the last suffix, so `a/x.1.wav` and `b/x.1.wav` stay apart.
@@ -150,20 +183,50 @@ def _read_entries(path: Path) -> Iterator[tuple[str, Utterance]]:
         return
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such manifest")
+    is_compressed = path.suffix.lower() == ".gz"
+    suffix = (path.with_suffix("") if is_compressed else path).suffix.lower()
+    containers = {".parquet": read_table, ".arrow": read_table, ".tar": read_tar}
+    if suffix in containers and not is_compressed:
+        yield from _check_entries(containers[suffix](path), path)
+        return
     readers = {".jsonl": _read_jsonl, ".json": _read_jsonl, ".scp": _read_scp, ".tsv": _read_tsv}
-    if path.suffix.lower() not in readers:
-        raise ValueError(f"{path}: a manifest is a folder, .jsonl, .json, .scp or .tsv file")
+    if suffix not in readers:
+        raise ValueError(
+            f"{path}: a manifest is a folder, .jsonl, .json, .scp, .tsv, .parquet, .arrow or .tar "
+            "file"
+        )
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            yield from readers[path.suffix.lower()](path, file)
+        with path.open("rb") as raw:
+            data = gzip.GzipFile(fileobj=raw) if is_compressed else raw
+            text = io.TextIOWrapper(data, encoding="utf-8-sig", newline="")
+            yield from readers[suffix](path, text)
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: is not UTF-8 text: {error.reason}") from error
+    except (gzip.BadGzipFile, EOFError) as error:
+        raise ValueError(f"{path}: is no whole gzip file: {error}") from error
 
 
 def _read_folder(folder: Path) -> Iterator[tuple[str, Utterance]]:
-    for audio in find_audio_files(folder):
+    saved = list_saved_dataset(folder)
+    sounds = [] if saved is not None else find_audio_files(folder)
+    if saved is None and not sounds:
+        saved = sorted(folder.rglob("*.parquet")) or sorted(folder.rglob("*.tar"))
+    for path in saved or []:
+        yield from _read_entries(path)
+    for audio in sounds:
         name = audio.relative_to(folder).as_posix()
         yield str(audio), _to_utterance({"audio": name}, folder, str(audio))
+
+
+def _read_scp(path: Path, lines: Iterable[str]) -> Iterator[tuple[str, Utterance]]:
+    yield from _check_entries(read_kaldi(path, lines), path)
+
+
+def _check_entries(
+    entries: Iterable[tuple[str, dict[str, Any]]], path: Path
+) -> Iterator[tuple[str, Utterance]]:
+    for place, entry in entries:
+        yield place, _to_utterance(entry, path.parent, place)
 
 
 def _read_jsonl(path: Path, lines: Iterable[str]) -> Iterator[tuple[str, Utterance]]:
@@ -178,8 +241,19 @@ def _read_jsonl(path: Path, lines: Iterable[str]) -> Iterator[tuple[str, Utteran
             raise ValueError(f"{place}: not one JSON object a line: {error}") from error
         if not isinstance(entry, dict):
             raise ValueError(f"{place}: expected a JSON object, got {type(entry).__name__}")
-        yield place, _to_utterance(_known_keys(entry, ignored), path.parent, place)
+        if "recording" in entry or str(entry.get("type", "")).endswith("Cut"):
+            known = _read_cut(entry, place)
+        else:
+            known = _known_keys(entry, ignored)
+        yield place, _to_utterance(known, path.parent, place)
     _log_ignored(path, ignored)
+
+
+def _read_cut(cut: dict[str, Any], place: str) -> dict[str, Any]:
+    try:
+        return read_lhotse_cut(cut, place)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{place}: is not a Lhotse cut: {error!r}") from error
 
 
 def _read_tsv(path: Path, file: TextIO) -> Iterator[tuple[str, Utterance]]:
@@ -192,45 +266,6 @@ def _read_tsv(path: Path, file: TextIO) -> Iterator[tuple[str, Utterance]]:
         filled = {key: value for key, value in entry.items() if value}
         yield place, _to_utterance(_known_keys(filled, ignored), path.parent, place)
     _log_ignored(path, ignored)
-
-
-def _read_scp(path: Path, lines: Iterable[str]) -> Iterator[tuple[str, Utterance]]:
-    if (path.parent / "segments").exists():
-        raise ValueError(
-            f"{path}: a segments file lies beside it, which is not read; cut the recordings first"
-        )
-    texts = _read_kaldi_table(path.parent / "text")
-    speakers = _read_kaldi_table(path.parent / "utt2spk")
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        place = f"{path}:{number}"
-        identifier, audio = _split_kaldi_line(line)
-        if not audio:
-            raise ValueError(f"{place}: expected 'id path', got {line.strip()!r}")
-        if audio.endswith("|") or audio.startswith("|"):
-            raise ValueError(f"{place}: {identifier!r} is a command pipe; write it to a file first")
-        entry = {
-            "id": identifier,
-            "audio": audio,
-            "text": texts.get(identifier),
-            "speaker": speakers.get(identifier),
-        }
-        yield place, _to_utterance(entry, path.parent, place)
-
-
-def _read_kaldi_table(path: Path) -> dict[str, str]:
-    """Lines 'id value...' as a dictionary; empty when the file is not there."""
-    if not path.is_file():
-        return {}
-    with path.open(encoding="utf-8") as file:
-        return dict(_split_kaldi_line(line) for line in file if line.strip())
-
-
-def _split_kaldi_line(line: str) -> tuple[str, str]:
-    """The id and the rest of the line, which may be empty."""
-    identifier, *rest = line.split(maxsplit=1)
-    return identifier, rest[0].strip() if rest else ""
 
 
 def _known_keys(entry: dict[str, Any], ignored: set[str]) -> dict[str, Any]:
@@ -253,19 +288,19 @@ def _log_ignored(path: Path, ignored: set[str]) -> None:
 def _to_utterance(entry: dict[str, Any], folder: Path, place: str) -> Utterance:
     """One checked utterance; `folder` is where relative sound paths start."""
     fields = dict(entry)
-    duration_s = fields.pop("duration_s", None)
-    if fields.pop("offset", None):
-        raise ValueError(f"{place}: 'offset' (a part of a file) is not read; cut the file first")
     audio = fields.get("audio")
     if not isinstance(audio, str) or not audio:
         raise ValueError(f"{place}: needs 'audio' (or 'audio_filepath'), the path of a sound file")
     fields["audio"] = folder / audio
     fields.setdefault("id", _id_from_path(audio))
-    if duration_s is not None and fields.get("num_samples") is None:
+    for key, name in (("duration_s", "num_samples"), ("offset", "start_samples")):
+        seconds = fields.pop(key, None)
+        if seconds is None or fields.get(name) is not None:
+            continue
         try:
-            fields["num_samples"] = seconds_to_samples(float(duration_s))
+            fields[name] = seconds_to_samples(float(seconds))
         except (TypeError, ValueError) as error:
-            raise ValueError(f"{place}: duration: {error}") from error
+            raise ValueError(f"{place}: {key.removesuffix('_s')}: {error}") from error
     try:
         return Utterance.model_validate(fields)
     except ValidationError as error:

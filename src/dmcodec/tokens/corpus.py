@@ -1,0 +1,356 @@
+"""Whole corpora into shards of tokens: resumable, each utterance exactly once.
+
+The manifest's utterances i * shard_size to (i + 1) * shard_size - 1 form shard i, whoever works
+on it and in whatever order, so a job that was stopped and one that was not end with equal files.
+What shards are on disk is in shards.py.
+"""
+
+import fcntl
+import json
+import logging
+import os
+import time
+from collections.abc import Callable, Generator, Iterable, Sequence
+from contextlib import closing
+from copy import deepcopy
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dmcodec.audio import SAMPLE_RATE, samples_to_seconds
+from dmcodec.codec.model import Codec
+from dmcodec.manifest import Utterance
+from dmcodec.tokens.bitstream import MAX_MODEL_ID_LENGTH, Header, dumps
+from dmcodec.tokens.pipeline import Shard, ShardResult, Speed, Times, portable, tokenize_shards
+from dmcodec.tokens.shards import (
+    FAILURES_NAME,
+    INFO_NAME,
+    CorpusInfo,
+    ShardSummary,
+    TokenRow,
+    check_same,
+    dump_webdataset,
+    load_shard,
+    read_info,
+    read_summary,
+    write_durably,
+)
+
+logger = logging.getLogger(__name__)
+
+
+class TooManyFailures(ValueError):
+    """More utterances failed than the job allows; they are listed in failures.jsonl."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cluster:
+    """Ray workers that share a job.
+
+    address: of a running cluster ("auto", HOST:PORT, ray://HOST:10001); None: one that the
+        environment names or this machine runs, else a new one on this machine.
+    num_workers: each holds the model and works on one shard at a time.
+    device: of every worker; anything but cpu takes one GPU each.
+    threads_per_worker: CPU cores that each takes; readers are threads of their own.
+    """
+
+    address: str | None = None
+    num_workers: int = 1
+    device: str = "cpu"
+    threads_per_worker: int = 1
+
+
+@dataclass
+class JobSummary:
+    """What a job did, in utterances; failures are of all shards that are there, old and new."""
+
+    num_done: int = 0
+    num_skipped: int = 0
+    failures_by_shard: dict[int, list[dict[str, Any]]] = field(default_factory=dict)
+    wall_s: float = 0.0
+    times: Times = field(default_factory=Times)
+
+    @property
+    def failures(self) -> list[dict[str, Any]]:
+        """Utterances as a manifest has them, with a reason each, in the order of the manifest."""
+        return [each for _, shard in sorted(self.failures_by_shard.items()) for each in shard]
+
+    def describe(self, sample_rate: int) -> str:
+        """Counts, and where the time went, in two lines."""
+        counts = (
+            f"{self.num_done} done, {self.num_skipped} were there, {len(self.failures)} failed"
+            + (f" (listed in {FAILURES_NAME})" if self.failures else "")
+        )
+        times, speech_s = self.times, samples_to_seconds(self.times.num_samples, sample_rate)
+        if not times.num_samples:
+            return counts
+        padding = 1 - times.num_samples / times.network_samples
+        return (
+            f"{counts}\n{speech_s / 60:.1f} min of speech in {self.wall_s / 60:.1f} min: "
+            f"{speech_s / self.wall_s:.1f} hours an hour; network {times.network_s:.1f} s "
+            f"({padding:.1%} padding), waiting for files {times.wait_s:.1f} s, reading in its "
+            f"threads {times.read_s:.1f} s"
+        )
+
+
+def describe_corpus(
+    codec: Codec,
+    utterances: Sequence[Utterance],
+    *,
+    num_codebooks: int | None = None,
+    shard_size: int = 256,
+    max_samples: int = 120 * SAMPLE_RATE,
+    has_webdataset: bool = False,
+    has_dmc: bool = False,
+) -> CorpusInfo:
+    """The description of the shards that a codec makes of a manifest; see `CorpusInfo`."""
+    quantizer = codec.config.quantizer
+    books = quantizer.num_codebooks if num_codebooks is None else num_codebooks
+    if not 1 <= books <= quantizer.num_codebooks:
+        raise ValueError(f"num_codebooks must be 1 to {quantizer.num_codebooks}, got {books}")
+    digest = blake2b(digest_size=16)
+    for utterance in utterances:
+        said = {**utterance.model_dump(mode="json"), "audio": utterance.audio.name}
+        digest.update(json.dumps(said, sort_keys=True).encode())
+    return CorpusInfo(
+        model_id=codec.model_id,
+        model_hash=codec.fingerprint(),
+        sample_rate=codec.config.sample_rate,
+        hop_length=codec.config.hop_length,
+        num_codebooks=books,
+        codebook_size=quantizer.codebook_size,
+        shard_size=shard_size,
+        max_samples=max_samples,
+        manifest_hash=digest.hexdigest(),
+        num_utterances=len(utterances),
+        has_webdataset=has_webdataset,
+        has_dmc=has_dmc,
+    )
+
+
+def tokenize(
+    codec: Codec,
+    utterances: Sequence[Utterance],
+    output: Path,
+    info: CorpusInfo,
+    *,
+    speed: Speed | None = None,
+    cluster: "Cluster | None" = None,
+    max_failures: int = 100,
+    on_progress: Callable[[int], None] | None = None,
+) -> JobSummary:
+    """Fills a folder with the shards that are not there yet.
+
+    Args:
+        codec: in evaluation mode, on its device.
+        utterances: the whole manifest, the same for every run.
+        output: made if missing; finished shards in it are kept as they are.
+        info: of `describe_corpus` for this codec and these utterances.
+        speed: does not change the rows.
+        cluster: None: this process; else Ray with these workers.
+        max_failures: more failed utterances, of all runs together, stop the job.
+        on_progress: called with the number of utterances worked on since its last call.
+
+    Raises:
+        ValueError: another job is at work here, or it was begun with other settings.
+        TooManyFailures: the shards made so far stay; raise the limit to go on.
+        OSError: a result could not be written, such as on a full disk; run again to go on.
+    """
+    started = time.perf_counter()
+    output.mkdir(parents=True, exist_ok=True)
+    with (output / ".lock").open("w") as lock:
+        _lock(lock.fileno(), output)
+        job = JobSummary()
+        info = _claim(output, info)
+        missing = _find_missing(output, info, job)
+        shards = (_cut_shard(utterances, info, index) for index in missing)
+        try:
+            _check_failures(job, max_failures, output)
+            results = (
+                tokenize_shards(codec, shards, info, speed or Speed(), on_progress)
+                if cluster is None
+                else tokenize_with_ray(codec, shards, info, speed or Speed(), cluster)
+            )
+            with closing(results):  # ends its threads or workers also when this stops early
+                for result in results:
+                    _write_shard(output, info, result)
+                    job.num_done += result.summary.num_rows
+                    job.failures_by_shard[result.number] = result.summary.failures
+                    job.times.add(result.times)
+                    if cluster is not None and on_progress is not None:
+                        on_progress(result.summary.num_rows + len(result.summary.failures))
+                    _check_failures(job, max_failures, output)
+        finally:
+            _write_failures(output, job)
+    job.wall_s = time.perf_counter() - started
+    return job
+
+
+def tokenize_with_ray(
+    codec: Codec, shards: Iterable[Shard], info: CorpusInfo, speed: Speed, cluster: Cluster
+) -> Generator[ShardResult, None, None]:
+    """Works on shards with Ray Data; gives results as they come.
+
+    Sound files must be under the same paths on every machine. Results come back to this process,
+    so the output folder need not.
+    """
+    try:
+        import ray
+    except ImportError as error:
+        raise ModuleNotFoundError("--ray needs Ray: pip install 'dmcodec[data]'") from error
+
+    items = [
+        {"number": number, "utterances": json.dumps([portable(each) for each in utterances])}
+        for number, utterances in shards
+    ]
+    if not items:
+        return
+    is_ours = not ray.is_initialized()
+    if is_ours:
+        _connect(cluster)
+    try:
+        dataset = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
+            _RayWorker,
+            batch_size=1,
+            compute=ray.data.ActorPoolStrategy(size=min(cluster.num_workers, len(items))),
+            fn_constructor_args=(ray.put(deepcopy(codec).cpu()), info, speed, cluster),
+            num_cpus=cluster.threads_per_worker,
+            num_gpus=0 if cluster.device == "cpu" else 1,
+        )
+        for row in dataset.iter_rows():
+            found = json.loads(row["about"])
+            summary = ShardSummary(**found["summary"])
+            yield ShardResult(int(row["number"]), row["data"], summary, Times(**found["times"]))
+    finally:
+        if is_ours:
+            ray.shutdown()
+
+
+class _RayWorker:
+    """Holds the codec on a Ray worker; a batch is one shard."""
+
+    def __init__(self, codec: Any, info: CorpusInfo, speed: Speed, cluster: Cluster) -> None:
+        import ray
+        import torch
+
+        torch.set_num_threads(cluster.threads_per_worker)
+        self.codec: Codec = ray.get(codec).to(cluster.device).eval()
+        self.info = info
+        self.speed = speed
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
+        number = int(batch["number"][0])
+        said = json.loads(str(batch["utterances"][0]))
+        shard = Shard(number, [Utterance.model_validate(each) for each in said])
+        (result,) = tokenize_shards(self.codec, [shard], self.info, self.speed)
+        about = {"summary": vars(result.summary), "times": vars(result.times)}
+        return {"number": [number], "data": [result.data], "about": [json.dumps(about)]}
+
+
+def _connect(cluster: Cluster) -> None:
+    """Joins the cluster that was named or can be found, else starts one on this machine."""
+    import ray
+
+    if cluster.address is not None:
+        ray.init(address=cluster.address, log_to_driver=False)
+        return
+    try:
+        ray.init(address="auto", log_to_driver=False)
+    except ConnectionError:
+        num_cpus = max(cluster.num_workers * cluster.threads_per_worker, os.cpu_count() or 1)
+        ray.init(num_cpus=num_cpus, include_dashboard=False, log_to_driver=False)
+
+
+def _claim(output: Path, info: CorpusInfo) -> CorpusInfo:
+    """The folder's description: as a job wrote that began here before, or as it is written now."""
+    if (output / INFO_NAME).exists():
+        written = read_info(output)
+        check_same(output, written, info)
+        return written
+    found = sorted(output.glob("shard-*.parquet"))
+    if found:
+        raise ValueError(f"{output} holds {found[0].name} but no {INFO_NAME}: use another folder")
+    write_durably(output / INFO_NAME, (info.model_dump_json(indent=2) + "\n").encode())
+    return info
+
+
+def _find_missing(output: Path, info: CorpusInfo, job: JobSummary) -> list[int]:
+    """The shards to make; those that are there are counted in `job`."""
+    for left in [*output.glob(".*.part"), *(output / "dmc").rglob(".*.part")]:
+        left.unlink()  # of runs that were killed: the lock is ours
+    missing: list[int] = []
+    for index in range(info.num_shards):
+        path = output / f"{info.shard_name(index)}.parquet"
+        if not path.exists():
+            missing.append(index)
+            continue
+        summary = read_summary(path, info.settings_hash())
+        job.num_skipped += summary.num_rows
+        job.failures_by_shard[index] = summary.failures
+    return missing
+
+
+def _cut_shard(utterances: Sequence[Utterance], info: CorpusInfo, index: int) -> Shard:
+    start = index * info.shard_size
+    return Shard(index, utterances[start : start + info.shard_size])
+
+
+def _write_shard(output: Path, info: CorpusInfo, result: ShardResult) -> None:
+    """The Parquet file comes last: its being there says that the shard is finished."""
+    name = info.shard_name(result.number)
+    if info.has_webdataset or info.has_dmc:
+        rows = list(load_shard(result.data))
+        if info.has_webdataset:
+            write_durably(output / f"{name}.tar", dump_webdataset(rows))
+        if info.has_dmc:
+            for row in rows:
+                write_durably(output / "dmc" / f"{row.id}.dmc", _dump_dmc(row, info))
+    write_durably(output / f"{name}.parquet", result.data)
+
+
+def _dump_dmc(row: TokenRow, info: CorpusInfo) -> bytes:
+    name = "".join(c for c in info.model_id.rpartition("/")[2] if " " <= c <= "~")
+    header = Header(
+        sample_rate=info.sample_rate,
+        hop_length=info.hop_length,
+        num_codebooks=info.num_codebooks,
+        codebook_size=info.codebook_size,
+        num_samples=row.num_samples,
+        model_id=name[:MAX_MODEL_ID_LENGTH] or "untitled",
+        model_hash=info.model_hash,
+    )
+    return dumps(row.codes.astype(np.int64), header)
+
+
+def _check_failures(job: JobSummary, max_failures: int, output: Path) -> None:
+    failures = job.failures
+    if len(failures) > max_failures:
+        first = failures[0]
+        raise TooManyFailures(
+            f"{len(failures)} utterances failed, {max_failures} are allowed; the first is "
+            f"{first['id']}: {first['reason']}. All are in {output / FAILURES_NAME}; allow more "
+            "with --max-failures to go on"
+        )
+
+
+def _write_failures(output: Path, job: JobSummary) -> None:
+    path = output / FAILURES_NAME
+    failures = job.failures
+    if failures:
+        lines = [json.dumps(each, ensure_ascii=False) + "\n" for each in failures]
+        write_durably(path, "".join(lines).encode())
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _lock(descriptor: int, output: Path) -> None:
+    """Holds the folder for this process; the system lets go of it when the process ends."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise ValueError(f"another job is writing to {output}: wait for it or stop it") from error
+    except OSError as error:
+        logger.warning("%s cannot be locked (%s): run one job at a time here", output, error)

@@ -1,0 +1,238 @@
+"""Shards of a manifest through the codec: reading ahead, batches of similar length, rows.
+
+Which utterances form a shard, and what becomes of its rows, is decided in corpus.py.
+"""
+
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from hashlib import blake2b
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from dmcodec.audio import SAMPLE_RATE, Waveform
+from dmcodec.codec.model import Codec
+from dmcodec.manifest import Utterance
+from dmcodec.sources import measure, read_utterance
+from dmcodec.tokens.shards import CorpusInfo, ShardSummary, TokenRow, dump_shard
+
+# Utterances share a batch only when the shortest has this much of the longest one's length.
+_LEAST_FILL = 0.8
+
+
+class Shard(NamedTuple):
+    """The utterances that form one shard."""
+
+    number: int
+    utterances: Sequence[Utterance]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Speed:
+    """Settings that change how fast rows come, never which.
+
+    batch_samples: the most samples in a batch of the network, padding included; an utterance
+        that is longer is a batch of its own.
+    num_readers: threads that read, decode and resample ahead of the network.
+    """
+
+    batch_samples: int = 16 * SAMPLE_RATE
+    num_readers: int = 2
+
+    def __post_init__(self) -> None:
+        if self.batch_samples < 1 or self.num_readers < 1:
+            raise ValueError("batch_samples and num_readers must be positive")
+
+
+@dataclass
+class Times:
+    """Where the time of a job goes.
+
+    network_s, wait_s: the network at work, and waiting for waveforms.
+    read_s: spent in all reader threads together.
+    network_samples, num_samples: through the network with and without padding.
+    """
+
+    network_s: float = 0.0
+    wait_s: float = 0.0
+    read_s: float = 0.0
+    network_samples: int = 0
+    num_samples: int = 0
+
+    def add(self, other: "Times") -> None:
+        """Adds what another part of the job took."""
+        for name, value in vars(other).items():
+            setattr(self, name, getattr(self, name) + value)
+
+
+@dataclass(frozen=True)
+class ShardResult:
+    """A finished shard: its Parquet file in memory, its summary, and what it took."""
+
+    number: int
+    data: bytes
+    summary: ShardSummary
+    times: Times
+
+
+class _Loaded(NamedTuple):
+    waveform: Waveform | None
+    source_hash: str
+    reason: str
+    read_s: float
+
+
+class _Batch(NamedTuple):
+    """Positions of utterances in their shard; `is_last` closes it."""
+
+    shard: Shard
+    positions: list[int]
+    is_last: bool
+
+
+def tokenize_shards(
+    codec: Codec,
+    shards: Iterable[Shard],
+    info: CorpusInfo,
+    speed: Speed,
+    on_progress: Callable[[int], None] | None = None,
+) -> Generator[ShardResult, None, None]:
+    """Works on shards in order; files of the next batches are read while the network works."""
+    pool = ThreadPoolExecutor(speed.num_readers, thread_name_prefix="reader")
+    try:
+        rows: dict[int, TokenRow] = {}
+        failures: dict[int, dict[str, Any]] = {}
+        times = Times()
+        for batch, futures in _load_ahead(_batches(shards, pool, info, speed), pool, info, speed):
+            started = time.perf_counter()
+            loaded = [future.result() for future in futures]
+            times.wait_s += time.perf_counter() - started
+            _encode_batch(codec, batch, loaded, info, rows, failures, times)
+            if on_progress is not None:
+                on_progress(len(batch.positions))
+            if batch.is_last:
+                # In the order of the manifest, whatever the order of the batches was.
+                ordered = [rows[position] for position in sorted(rows)]
+                reasons = [failures[position] for position in sorted(failures)]
+                data = dump_shard(ordered, reasons, info.settings_hash())
+                summary = ShardSummary(len(ordered), sum(r.num_samples for r in ordered), reasons)
+                yield ShardResult(batch.shard.number, data, summary, times)
+                rows, failures, times = {}, {}, Times()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _encode_batch(
+    codec: Codec,
+    batch: _Batch,
+    loaded: Sequence[_Loaded],
+    info: CorpusInfo,
+    rows: dict[int, TokenRow],
+    failures: dict[int, dict[str, Any]],
+    times: Times,
+) -> None:
+    """Adds the rows and failures of one batch, by position in the shard."""
+    good: list[tuple[int, _Loaded, Waveform]] = []
+    for position, one in zip(batch.positions, loaded, strict=True):
+        times.read_s += one.read_s
+        if one.waveform is None:
+            failures[position] = {
+                **portable(batch.shard.utterances[position]),
+                "reason": one.reason,
+            }
+        else:
+            good.append((position, one, one.waveform))
+    if not good:
+        return
+    started = time.perf_counter()
+    encoded = codec.encode([w for _, _, w in good], num_codebooks=info.num_codebooks)
+    codes = encoded.codes.cpu().numpy().astype(np.uint16)  # [B, K, L]
+    times.network_s += time.perf_counter() - started
+    lengths = encoded.lengths.tolist()
+    for number, (position, one, waveform) in enumerate(good):
+        utterance = batch.shard.utterances[position]
+        rows[position] = TokenRow(
+            id=utterance.id,
+            codes=codes[number, :, : lengths[number]],
+            num_samples=len(waveform),
+            speaker=utterance.speaker,
+            text=utterance.text,
+            source_hash=one.source_hash,
+            model_hash=info.model_hash,
+        )
+        times.num_samples += len(waveform)
+    times.network_samples += len(good) * max(len(w) for _, _, w in good)
+
+
+def _batches(
+    shards: Iterable[Shard], pool: ThreadPoolExecutor, info: CorpusInfo, speed: Speed
+) -> Iterator[_Batch]:
+    """The batches of all shards; lengths of the next shard are looked up one shard ahead."""
+    waiting: deque[tuple[Shard, list[Future[int]]]] = deque()
+    for shard in shards:
+        lengths = [pool.submit(_length, each, info.sample_rate) for each in shard.utterances]
+        waiting.append((shard, lengths))
+        if len(waiting) > 1:
+            yield from _group(*waiting.popleft(), speed.batch_samples)
+    while waiting:
+        yield from _group(*waiting.popleft(), speed.batch_samples)
+
+
+def _group(shard: Shard, lengths: Sequence[Future[int]], batch_samples: int) -> Iterator[_Batch]:
+    """A shard in batches of similar length, the longest first."""
+    sizes = [length.result() for length in lengths]
+    order = sorted(range(len(sizes)), key=lambda position: (-sizes[position], position))
+    batch = [order[0]]
+    for position in order[1:]:
+        longest = sizes[batch[0]]
+        is_full = (len(batch) + 1) * longest > batch_samples
+        if is_full or sizes[position] < _LEAST_FILL * longest:
+            yield _Batch(shard, batch, is_last=False)
+            batch = []
+        batch.append(position)
+    yield _Batch(shard, batch, is_last=True)
+
+
+def _load_ahead(
+    batches: Iterator[_Batch], pool: ThreadPoolExecutor, info: CorpusInfo, speed: Speed
+) -> Iterator[tuple[_Batch, list[Future[_Loaded]]]]:
+    """Each batch with its waveforms to come; those of the next batches are under way."""
+    waiting: deque[tuple[_Batch, list[Future[_Loaded]]]] = deque()
+    for batch in batches:
+        utterances = [batch.shard.utterances[position] for position in batch.positions]
+        waiting.append((batch, [pool.submit(_load, each, info) for each in utterances]))
+        if len(waiting) > 1 + speed.num_readers:
+            yield waiting.popleft()
+    while waiting:
+        yield waiting.popleft()
+
+
+def _length(utterance: Utterance, sample_rate: int) -> int:
+    """Samples, for grouping only: the manifest's word, or the file's header; 0 if unreadable."""
+    if utterance.num_samples is not None:
+        return round(utterance.num_samples * sample_rate / SAMPLE_RATE)
+    try:
+        return measure(utterance, sample_rate)
+    except (ValueError, OSError):
+        return 0  # reading it will say why
+
+
+def _load(utterance: Utterance, info: CorpusInfo) -> _Loaded:
+    started = time.perf_counter()
+    try:
+        waveform = read_utterance(
+            utterance, sample_rate=info.sample_rate, max_samples=info.max_samples
+        )
+    except (ValueError, OSError) as problem:
+        return _Loaded(None, "", str(problem), time.perf_counter() - started)
+    digest = blake2b(waveform.astype("<f4", copy=False).tobytes(), digest_size=16)
+    return _Loaded(waveform, digest.hexdigest(), "", time.perf_counter() - started)
+
+
+def portable(utterance: Utterance) -> dict[str, Any]:
+    """What a manifest line says of the utterance, its sound file by its absolute path."""
+    said = utterance.model_dump(mode="json", exclude_none=True)
+    return {**said, "audio": str(utterance.audio.absolute())}

@@ -1,0 +1,259 @@
+"""Parquet shards of tokens and the record that describes them: written and read without torch.
+
+docs/tokens.md describes the columns. How shards are made is in corpus.py.
+"""
+
+import io
+import json
+import os
+import tarfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field, ValidationError
+
+from dmcodec.config import Record
+
+INFO_NAME, FAILURES_NAME = "codec_info.json", "failures.jsonl"
+_METADATA_KEY = b"dmcodec"
+_REFUSED_SUFFIX_MARKS = str.maketrans({"%": "%25", ".": "%2E"})
+
+
+class ShardError(ValueError):
+    """A shard or its description is damaged, or of a layout that this version cannot read."""
+
+
+class CorpusInfo(Record):
+    """What all shards of a folder have in common; codec_info.json.
+
+    Attributes:
+        model_id, model_hash: the codec, for people and exactly (`Codec.fingerprint`).
+        num_codebooks: books kept of each recording, from book 1 on.
+        shard_size: utterances of the manifest in each shard (the last has the rest).
+        max_samples: longer utterances are listed as failures; at `sample_rate`.
+        manifest_hash: of everything that the manifest says, but for the folders of sound files.
+        has_webdataset, has_dmc: whether tars and .dmc files are written as well.
+    """
+
+    format: Literal["dmcodec-tokens/1"] = "dmcodec-tokens/1"
+    model_id: str
+    model_hash: str
+    sample_rate: int = Field(ge=1)
+    hop_length: int = Field(ge=1)
+    num_codebooks: int = Field(ge=1)
+    codebook_size: int = Field(ge=1, le=1 << 16)
+    shard_size: int = Field(ge=1)
+    max_samples: int = Field(ge=1)
+    manifest_hash: str
+    num_utterances: int = Field(ge=1)
+    has_webdataset: bool = False
+    has_dmc: bool = False
+
+    @property
+    def num_shards(self) -> int:
+        """Shards of the whole corpus."""
+        return -(-self.num_utterances // self.shard_size)
+
+    def settings_hash(self) -> str:
+        """16 hexadecimal digits that change with any value here."""
+        return blake2b(self.model_dump_json().encode(), digest_size=8).hexdigest()
+
+    def shard_name(self, index: int) -> str:
+        """File name of a shard without suffix; names sort as shards do."""
+        return f"shard-{index:06d}"
+
+
+@dataclass(frozen=True, eq=False)
+class TokenRow:
+    """One utterance in tokens.
+
+    codes: uint16 [K, L], book 1 in row 0.
+    num_samples: of the waveform that was encoded.
+    source_hash: 32 hexadecimal digits: BLAKE2b of that waveform, float32 little-endian.
+    """
+
+    id: str
+    codes: NDArray[np.uint16]
+    num_samples: int
+    speaker: str | None
+    text: str | None
+    source_hash: str
+    model_hash: str
+
+
+@dataclass(frozen=True)
+class ShardSummary:
+    """What a finished shard says about itself, without its rows."""
+
+    num_rows: int
+    num_samples: int
+    failures: list[dict[str, Any]]
+
+
+def dump_shard(
+    rows: Sequence[TokenRow], failures: Sequence[dict[str, Any]], settings_hash: str
+) -> bytes:
+    """The Parquet file of a shard; failures are kept in its metadata."""
+    pa, pq = _pyarrow()
+    summary = {
+        "settings": settings_hash,
+        "num_samples": sum(row.num_samples for row in rows),
+        "failures": list(failures),
+    }
+    schema = pa.schema(
+        [
+            ("id", pa.string()),
+            ("codes", pa.list_(pa.list_(pa.uint16()))),
+            ("num_frames", pa.int32()),
+            ("num_samples", pa.int64()),
+            ("speaker", pa.string()),
+            ("text", pa.string()),
+            ("source_hash", pa.string()),
+            ("model_hash", pa.string()),
+        ],
+        metadata={_METADATA_KEY: json.dumps(summary)},
+    )
+    columns = [
+        [row.id for row in rows],
+        [list(row.codes) for row in rows],
+        [row.codes.shape[1] for row in rows],
+        [row.num_samples for row in rows],
+        [row.speaker for row in rows],
+        [row.text for row in rows],
+        [row.source_hash for row in rows],
+        [row.model_hash for row in rows],
+    ]
+    arrays = [pa.array(column, field.type) for column, field in zip(columns, schema, strict=True)]
+    table = pa.Table.from_arrays(arrays, schema=schema)
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, compression="zstd", write_page_checksum=True)
+    return buffer.getvalue()
+
+
+def load_shard(shard: Path | bytes) -> Iterator[TokenRow]:
+    """The rows of a shard in the order of the manifest; raises ShardError for damage."""
+    pa, pq = _pyarrow()
+    try:
+        table = pq.read_table(
+            io.BytesIO(shard) if isinstance(shard, bytes) else shard,
+            page_checksum_verification=True,
+        )
+        for row in table.to_pylist():
+            codes = np.array(row["codes"], dtype=np.uint16)
+            del row["codes"], row["num_frames"]
+            yield TokenRow(codes=codes, **row)
+    except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
+        name = "the shard" if isinstance(shard, bytes) else str(shard)
+        raise ShardError(f"{name} cannot be read as a shard of tokens: {error}") from error
+
+
+def read_rows(folder: Path | str) -> Iterator[TokenRow]:
+    """Every row of a folder that `dmcodec tokenize` filled, in the order of the manifest."""
+    folder = Path(folder)
+    info = read_info(folder)
+    for index in range(info.num_shards):
+        path = folder / f"{info.shard_name(index)}.parquet"
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"{path}: missing, the corpus has {info.num_shards} shards: run the same "
+                "dmcodec tokenize command again to finish it"
+            )
+        yield from load_shard(path)
+
+
+def read_summary(path: Path, settings_hash: str) -> ShardSummary:
+    """What a shard says about itself, from its footer; it must be of these settings."""
+    pa, pq = _pyarrow()
+    try:
+        metadata = pq.read_metadata(path)
+        summary = json.loads((metadata.metadata or {})[_METADATA_KEY])
+        settings = summary["settings"]
+        found = ShardSummary(metadata.num_rows, summary["num_samples"], summary["failures"])
+    except (pa.ArrowException, OSError, KeyError, ValueError) as error:
+        raise ShardError(
+            f"{path} is damaged or no shard of tokens ({error}): remove it and run again"
+        ) from error
+    if settings != settings_hash:
+        raise ShardError(f"{path} was made with other settings than {INFO_NAME} says: remove it")
+    return found
+
+
+def read_info(folder: Path | str) -> CorpusInfo:
+    """The description of a folder of shards."""
+    path = Path(folder) / INFO_NAME
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file; is {folder} a folder of tokens?")
+    try:
+        return CorpusInfo.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"]))
+        raise ShardError(f"{path} cannot be read: {key}: {first['msg']}") from error
+
+
+def check_same(folder: Path, written: CorpusInfo, wanted: CorpusInfo) -> None:
+    """Raises ValueError, naming what differs, unless a job may go on in this folder.
+
+    The name of the model may change: its hash says whether it is the same.
+    """
+    wanted = wanted.model_copy(update={"model_id": written.model_id})
+    pairs = zip(written, wanted, strict=True)
+    changes = [
+        f"{name} was {old!r} and is {new!r}" for (name, old), (_, new) in pairs if old != new
+    ]
+    if changes:
+        raise ValueError(
+            f"{folder} was begun with another model, manifest or setting: {'; '.join(changes)}. "
+            "Use the same as before, or another output folder"
+        )
+
+
+def dump_webdataset(rows: Sequence[TokenRow]) -> bytes:
+    """A WebDataset tar: for each row KEY.npy (uint16 [K, L]) and KEY.json (the other columns).
+
+    The key is the id with `.` and `%` written as `%2E` and `%25`, because WebDataset ends a key
+    at its first dot.
+    """
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        for row in rows:
+            array = io.BytesIO()
+            np.save(array, row.codes)
+            rest = {name: value for name, value in vars(row).items() if name != "codes"}
+            text = json.dumps({**rest, "num_frames": row.codes.shape[1]}, ensure_ascii=False)
+            key = row.id.translate(_REFUSED_SUFFIX_MARKS)
+            for suffix, data in ((".npy", array.getvalue()), (".json", text.encode())):
+                member = tarfile.TarInfo(key + suffix)
+                member.size = len(data)
+                tar.addfile(member, io.BytesIO(data))
+    return buffer.getvalue()
+
+
+def write_durably(path: Path, data: bytes) -> None:
+    """Writes a file that appears whole, also when the machine stops; its folder is made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _pyarrow() -> tuple[Any, Any]:
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    except ImportError as error:
+        raise ModuleNotFoundError(
+            "Parquet shards need pyarrow: pip install 'dmcodec[data]'"
+        ) from error
+    return pa, pq

@@ -1,0 +1,160 @@
+import io
+import json
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dmcodec.tokens.shards import (
+    CorpusInfo,
+    ShardError,
+    TokenRow,
+    dump_shard,
+    dump_webdataset,
+    load_shard,
+    read_info,
+    read_rows,
+    read_summary,
+)
+
+pytest.importorskip("pyarrow", reason="shards are Parquet: pip install 'dmcodec[data]'")
+
+INFO = CorpusInfo(
+    model_id="tiny",
+    model_hash="0011223344556677",
+    sample_rate=16_000,
+    hop_length=320,
+    num_codebooks=3,
+    codebook_size=1024,
+    shard_size=2,
+    max_samples=100_000,
+    manifest_hash="00",
+    num_utterances=3,
+)
+
+
+def make_row(name: str, num_frames: int) -> TokenRow:
+    codes = np.random.default_rng(num_frames).integers(0, 1024, (3, num_frames))
+    return TokenRow(
+        id=name,
+        codes=codes.astype(np.uint16),
+        num_samples=320 * num_frames - 5,
+        speaker="anna" if num_frames % 2 else None,
+        text="wörter",
+        source_hash="ab" * 16,
+        model_hash=INFO.model_hash,
+    )
+
+
+ROWS = [make_row("a/x.1", 5), make_row("a_b%", 1), make_row("c", 8)]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "codec_info.json").write_text(INFO.model_dump_json(indent=2))
+    for number, rows in enumerate((ROWS[:2], ROWS[2:])):
+        data = dump_shard(rows, [], INFO.settings_hash())
+        (tmp_path / f"shard-{number:06d}.parquet").write_bytes(data)
+    return tmp_path
+
+
+def assert_same(found: TokenRow, expected: TokenRow) -> None:
+    np.testing.assert_array_equal(found.codes, expected.codes)
+    assert found.codes.dtype == np.uint16
+    assert {**vars(found), "codes": 0} == {**vars(expected), "codes": 0}
+
+
+def test_rows_come_back_as_they_were(folder: Path) -> None:
+    for found, expected in zip(read_rows(folder), ROWS, strict=True):
+        assert_same(found, expected)
+
+
+def test_pandas_opens_the_shards(folder: Path) -> None:
+    pandas = pytest.importorskip("pandas", reason="needs pip install 'dmcodec[data]'")
+
+    table = pandas.read_parquet(folder / "shard-000000.parquet")
+
+    assert list(table.columns) == [
+        "id", "codes", "num_frames", "num_samples", "speaker", "text", "source_hash", "model_hash",
+    ]  # fmt: skip
+    assert list(table["id"]) == ["a/x.1", "a_b%"]
+    np.testing.assert_array_equal(np.stack(table["codes"][0]), ROWS[0].codes)
+    assert list(table["num_frames"]) == [5, 1]
+
+
+def test_datasets_opens_the_shards(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    datasets = pytest.importorskip("datasets", reason="needs pip install 'dmcodec[data]'")
+    files = [str(path) for path in sorted(folder.glob("*.parquet"))]
+
+    rows = datasets.load_dataset(
+        "parquet", data_files=files, split="train", cache_dir=str(folder / "cache")
+    )
+
+    assert rows["id"][:] == [row.id for row in ROWS]
+    np.testing.assert_array_equal(rows[2]["codes"], ROWS[2].codes)
+    assert rows.features["codes"].feature.feature.dtype == "uint16"
+
+
+def test_webdataset_tar_holds_codes_and_the_rest() -> None:
+    with tarfile.open(fileobj=io.BytesIO(dump_webdataset(ROWS))) as tar:
+        files = {member.name: tar.extractfile(member).read() for member in tar}  # type: ignore[union-attr]
+
+    assert list(files) == [
+        "a/x%2E1.npy", "a/x%2E1.json", "a_b%25.npy", "a_b%25.json", "c.npy", "c.json",
+    ]  # fmt: skip
+    np.testing.assert_array_equal(np.load(io.BytesIO(files["a/x%2E1.npy"])), ROWS[0].codes)
+    about = json.loads(files["a/x%2E1.json"])
+    assert (about["id"], about["num_frames"], about["text"]) == ("a/x.1", 5, "wörter")
+
+
+def test_webdataset_opens_the_tar(tmp_path: Path) -> None:
+    webdataset = pytest.importorskip("webdataset", reason="needs pip install 'dmcodec[data]'")
+    (tmp_path / "s.tar").write_bytes(dump_webdataset(ROWS))
+
+    samples = list(webdataset.WebDataset(str(tmp_path / "s.tar"), shardshuffle=False).decode())
+
+    assert [sample["json"]["id"] for sample in samples] == [row.id for row in ROWS]
+    np.testing.assert_array_equal(samples[2]["npy"], ROWS[2].codes)
+
+
+def test_summary_is_in_the_footer(tmp_path: Path) -> None:
+    failure = {"id": "z", "audio": "/z.wav", "reason": "gone"}
+    path = tmp_path / "s.parquet"
+    path.write_bytes(dump_shard(ROWS, [failure], INFO.settings_hash()))
+
+    summary = read_summary(path, INFO.settings_hash())
+
+    assert (summary.num_rows, summary.failures) == (3, [failure])
+    assert summary.num_samples == sum(row.num_samples for row in ROWS)
+
+
+def test_shard_without_rows_is_a_shard() -> None:
+    assert list(load_shard(dump_shard([], [], "00"))) == []
+
+
+def test_unfinished_or_damaged_folders_are_refused(folder: Path) -> None:
+    shard = folder / "shard-000001.parquet"
+    data = bytearray(shard.read_bytes())
+    for place in range(4, 40):  # in the first page
+        data[place] ^= 255
+    shard.write_bytes(data)
+    with pytest.raises(ShardError, match=r"shard-000001\.parquet cannot be read"):
+        list(read_rows(folder))
+    shard.unlink()
+    with pytest.raises(FileNotFoundError, match="run the same dmcodec tokenize command again"):
+        list(read_rows(folder))
+    info = INFO.model_dump()
+    (folder / "codec_info.json").write_text(json.dumps({**info, "format": "dmcodec-tokens/2"}))
+    with pytest.raises(ShardError, match=r"codec_info\.json cannot be read: format: "):
+        read_info(folder)
+
+
+def test_reading_needs_no_torch(folder: Path) -> None:
+    code = (
+        "import sys; from dmcodec.tokens.shards import read_rows; "
+        f"assert len(list(read_rows({str(folder)!r}))) == 3; assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
