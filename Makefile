@@ -2,29 +2,35 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-STAMP := $(VENV)/.installed
+PIP := $(BIN)/pip install --quiet -c constraints.txt
 
 .PHONY: demo test clean
 
-demo: $(STAMP)
+demo: $(VENV)/.ready-for-demo
 	$(BIN)/dmcodec reconstruct --force examples/4077-13754-0000.flac -o demo-out
 
 # One thread for each test worker: the workers are the parallelism.
 test: export OMP_NUM_THREADS = 1
-test: $(STAMP)
-	$(BIN)/ruff check src tests benchmarks
-	$(BIN)/ruff format --check src tests benchmarks
+test: $(VENV)/.ready-for-tests
+	$(BIN)/ruff check src tests benchmarks examples
+	$(BIN)/ruff format --check src tests benchmarks examples
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/pytest -q -n 2 --dist loadfile
 
 # torch comes first and from the constraints file, so that pip never chooses a CUDA build.
-$(STAMP): pyproject.toml constraints.txt
+$(VENV)/.torch: constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --upgrade pip
-	$(BIN)/pip install --quiet -c constraints.txt torch
-	$(BIN)/pip install --quiet -c constraints.txt -e '.[metrics,train,dev]'
-	touch $(STAMP)
+	$(PIP) torch
+	touch $@
+
+$(VENV)/.ready-for-demo: $(VENV)/.torch pyproject.toml
+	$(PIP) -e '.[metrics]'
+	touch $@
+
+$(VENV)/.ready-for-tests: $(VENV)/.torch pyproject.toml
+	$(PIP) -e '.[metrics,train,teachers,dev]'
+	touch $@
 
 clean:
 	rm -rf $(VENV) demo-out .mypy_cache .ruff_cache .pytest_cache

@@ -5,7 +5,8 @@ Heavy packages are imported inside the commands: `dmcodec --help` needs none of 
 
 import logging
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,6 +14,7 @@ import typer
 
 if TYPE_CHECKING:
     from dmcodec.codec.model import Codec
+    from dmcodec.evaluation.summary import Summary
     from dmcodec.files import Reconstruction
 
 app = typer.Typer(
@@ -234,6 +236,220 @@ def train(
     typer.echo(f"finished: {figures}. The codec is in {folder / 'codec'}")
 
 
+@app.command()
+def teach(
+    config: Annotated[Path, typer.Argument(metavar="CONFIG.toml", help="The experiment.")],
+    assignments: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Change a key, as for train."),
+    ] = None,
+    processes: Annotated[int, typer.Option(min=1, help="Processes, each with its models.")] = 1,
+    device: Device = "cpu",
+    max_failed_percent: Annotated[
+        float, typer.Option(min=0, help="More failed utterances than this end with exit code 1.")
+    ] = 1.0,
+) -> None:
+    """Compute the teachers' features of an experiment once; run again to go on where it stopped."""
+    from dmcodec.config import load_config
+    from dmcodec.training.experiment import Experiment
+    from dmcodec.training.teach import teach as teach_stores
+
+    experiment = load_config(config, Experiment, assignments)
+    with _stage_progress() as progress:
+        summaries = teach_stores(
+            experiment, num_processes=processes, device=device, on_progress=progress
+        )
+    for folder, summary in summaries.items():
+        for name, reason in list(summary.failed.items())[:20]:
+            typer.secho(f"dmcodec: {name}: {reason}", fg="red", err=True)
+        typer.echo(
+            f"{folder}: {summary.num_done} done ({summary.num_without_features} of them without "
+            f"any feature), {summary.num_skipped} there before, {len(summary.failed)} failed"
+        )
+    if any(100 * each.failed_share > max_failed_percent for each in summaries.values()):
+        raise typer.Exit(1)
+
+
+@app.command()
+def tokenize(  # noqa: PLR0913 (one for each flag)
+    manifests: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="MANIFEST...",
+            help="Folder, .jsonl, .tsv, wav.scp, Lhotse cuts, .parquet, .tar or saved dataset.",
+        ),
+    ],
+    output: Annotated[
+        Path, typer.Option("-o", "--output", metavar="OUT", help="Folder for the shards.")
+    ],
+    model: Model = None,
+    device: Device = "cpu",
+    num_codebooks: NumCodebooks = None,
+    shard_size: Annotated[int, typer.Option(min=1, help="Utterances in a shard.")] = 256,
+    max_seconds: Annotated[
+        float, typer.Option(min=0.01, help="Longer utterances are listed as failed.")
+    ] = 120.0,
+    batch_seconds: Annotated[
+        float | None,
+        typer.Option(min=0.01, help="Speech in a batch; default: 16 on the CPU, else 400."),
+    ] = None,
+    max_failures: Annotated[
+        int, typer.Option(min=0, help="More failed utterances than this stop the job.")
+    ] = 100,
+    readers: Annotated[int, typer.Option(min=1, help="Threads that read sound files.")] = 2,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="CPU threads of the network, of each Ray worker: 1.")
+    ] = None,
+    webdataset: Annotated[
+        bool, typer.Option("--webdataset", help="Write WebDataset tars too.")
+    ] = False,
+    dmc: Annotated[bool, typer.Option("--dmc", help="Write a .dmc file of each too.")] = False,
+    ray: Annotated[bool, typer.Option("--ray", help="Share the work on a Ray cluster.")] = False,
+    ray_address: Annotated[
+        str | None, typer.Option(help="auto, HOST:PORT, ray://HOST:10001; default: find or start.")
+    ] = None,
+    ray_workers: Annotated[int, typer.Option(min=1, help="Ray workers with the model.")] = 1,
+) -> None:
+    """Turn a corpus into Parquet shards of tokens; run again to go on where it stopped."""
+    import torch
+
+    from dmcodec.audio import seconds_to_samples
+    from dmcodec.manifest import read_manifests
+    from dmcodec.tokens.corpus import Cluster, describe_corpus
+    from dmcodec.tokens.corpus import tokenize as tokenize_corpus
+    from dmcodec.tokens.pipeline import Speed
+
+    if batch_seconds is None:
+        batch_seconds = 16.0 if device == "cpu" else 400.0
+    utterances = read_manifests(manifests)
+    codec = _load_codec(model, "cpu" if ray else device)
+    if threads is not None:
+        torch.set_num_threads(threads)
+    rate = codec.config.sample_rate
+    corpus = describe_corpus(
+        codec,
+        utterances,
+        num_codebooks=num_codebooks,
+        shard_size=shard_size,
+        max_samples=seconds_to_samples(max_seconds, rate),
+        has_webdataset=webdataset,
+        has_dmc=dmc,
+    )
+    cluster = Cluster(
+        address=ray_address,
+        num_workers=ray_workers,
+        device=device,
+        threads_per_worker=threads or 1,
+    )
+    try:
+        with _progress("tokenizing", len(utterances)) as advance:
+            job = tokenize_corpus(
+                codec,
+                utterances,
+                output,
+                corpus,
+                speed=Speed(
+                    batch_samples=seconds_to_samples(batch_seconds, rate), num_readers=readers
+                ),
+                cluster=cluster if ray else None,
+                max_failures=max_failures,
+                on_progress=advance,
+            )
+    except OSError as problem:
+        raise CommandError(
+            f"{output}: {problem.strerror or problem}; finished shards are kept: run the same "
+            "command again to go on"
+        ) from problem
+    except torch.OutOfMemoryError as problem:
+        raise CommandError("out of memory: lower --batch-seconds or --max-seconds") from problem
+    for failure in job.failures[:20]:
+        typer.secho(f"dmcodec: {failure['id']}: {failure['reason']}", fg="red", err=True)
+    typer.echo(job.describe(rate))
+
+
+@app.command()
+def evaluate(
+    manifests: Annotated[
+        list[Path],
+        typer.Argument(metavar="MANIFEST...", help="Clips: .jsonl, .tsv, .scp, or folders."),
+    ],
+    systems: Annotated[
+        list[str],
+        typer.Option(
+            "--system",
+            metavar="NAME=KIND:ARG",
+            help="dmcodec:bundled, dmcodec:FOLDER@1:4 (books), published:CONFIG,CHECKPOINT, "
+            "transformers:MODEL, opus:KBPS, codec2:MODE, ffmpeg:ENCODER,KBPS, folder:DIR, "
+            "command:'PROGRAM {in} {out}'. Repeat it for more.",
+        ),
+    ],
+    output: Annotated[
+        Path,
+        typer.Option("-o", "--output", metavar="DIR", help="Folder of results; goes on from it."),
+    ] = Path("evaluation"),
+    protocol: Annotated[
+        str, typer.Option(help="full, or dmcodec-300: 300 clips of LibriSpeech test-clean.")
+    ] = "full",
+    num_clips: Annotated[
+        int | None, typer.Option(min=1, help="Draw this many clips of the list.")
+    ] = None,
+    measures: Annotated[
+        str | None, typer.Option(metavar="A,B,...", help="Groups of measures; default: all.")
+    ] = None,
+    recognizer: Annotated[
+        str, typer.Option(help="pocketsphinx, or a Hugging Face CTC or Whisper model.")
+    ] = "pocketsphinx",
+    processes: Annotated[
+        int | None, typer.Option(min=0, help="Default: one for each processor; 0: no extra ones.")
+    ] = None,
+    device: Device = "cpu",
+    export: Annotated[
+        str | None, typer.Option(metavar="versa", help="Also write the input lists of VERSA.")
+    ] = None,
+    assignments: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="Anything else: reference=NAME, resample=speaker, kbps.NAME=6, "
+            "scoring.speaker_model=MODEL ... (docs/evaluation.md).",
+        ),
+    ] = None,
+) -> None:
+    """Say how good codecs are: every system on the same clips, with intervals and a report."""
+    import os
+
+    from dmcodec.config import apply_assignments, build_record
+    from dmcodec.evaluation.about import EvaluationConfig
+    from dmcodec.evaluation.run import evaluate as evaluate_systems
+
+    table = {
+        "manifests": manifests,
+        "systems": systems,
+        "protocol": protocol,
+        "num_clips": num_clips,
+        "num_processes": processes if processes is not None else os.cpu_count() or 1,
+        "export": export,
+        "scoring": {"recognizer": recognizer, "device": device},
+    }
+    if measures is not None:
+        table["measures"] = measures.split(",")
+    config = build_record(
+        EvaluationConfig, apply_assignments(table, assignments or []), source="evaluate"
+    )
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    with _stage_progress() as progress:
+        evaluation = evaluate_systems(config, output, progress)
+    _show_evaluation(evaluation.summary)
+    typer.echo(f"report: {output / 'report.html'}; tables: table.md, table.csv; rows: rows.jsonl")
+    if evaluation.failed_share > config.max_failed_share:
+        raise CommandError(
+            f"{evaluation.failed_share:.1%} of the reconstructions failed, more than the "
+            f"{config.max_failed_share:.1%} that are allowed (--set max_failed_share=...); "
+            "summary.json names them"
+        )
+
+
 def main() -> None:
     """Runs the command line; expected errors end it with one sentence and exit code 1."""
     try:
@@ -296,6 +512,54 @@ def _for_each(
     return bool(failures)
 
 
+@contextmanager
+def _progress(title: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A progress bar; gives the function that moves it on."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+
+    columns = ("[progress.description]{task.description}", BarColumn(), MofNCompleteColumn())
+    with Progress(*columns, TimeRemainingColumn(), transient=True) as progress:
+        task = progress.add_task(title, total=total)
+        yield lambda count: progress.advance(task, count)
+
+
+@contextmanager
+def _stage_progress() -> Iterator[Callable[[str, int, int], None]]:
+    """A progress bar for each stage of a job, as a function of (stage, done, total)."""
+    from rich.progress import Progress, TaskID
+
+    tasks: dict[str, TaskID] = {}
+    with Progress() as progress:
+
+        def show(stage: str, done: int, total: int) -> None:
+            if stage not in tasks:
+                tasks[stage] = progress.add_task(stage, total=total)
+            progress.update(tasks[stage], completed=done, total=max(1, total))
+
+        yield show
+
+
+def _show_evaluation(summary: "Summary") -> None:
+    """The main measures of every system, without intervals: those are in the files."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from dmcodec.evaluation.tables import MAIN_MEASURES
+
+    shown = [m for m in summary.shown_measures() if m.name in MAIN_MEASURES]
+    table = Table(title=f"{summary.about['clips']}, hash {summary.about['hash of clips']}")
+    table.add_column("system")
+    for heading in ("kbps", *(measure.heading for measure in shown)):
+        table.add_column(heading, justify="right")
+    for system in summary.systems:
+        cells = ["-" if system.kbps is None else f"{system.kbps:.2f}"]
+        for measure in shown:
+            estimate = system.estimate(measure.name)
+            cells.append("-" if estimate is None else measure.show(estimate.value))
+        table.add_row(system.name, *cells)
+    Console().print(table)
+
+
 def _find_speech(inputs: Sequence[Path]) -> list[Path]:
     """Sound files of files, folders and manifests."""
     from dmcodec.files import find_inputs
@@ -304,7 +568,7 @@ def _find_speech(inputs: Sequence[Path]) -> list[Path]:
     paths: list[Path] = []
     for path in inputs:
         if path.suffix in (".jsonl", ".tsv", ".scp"):
-            paths += [utterance.audio for utterance in read_manifest(path)]
+            paths += [utterance.sound_file for utterance in read_manifest(path)]
         else:
             paths += find_inputs([path])
     return paths

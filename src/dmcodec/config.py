@@ -28,17 +28,19 @@ AnyRecord = TypeVar("AnyRecord", bound=BaseModel)
 def parse_assignment(assignment: str) -> tuple[list[str], Any]:
     """Splits one `a.b=value` into its key path and its value.
 
-    The value is read as TOML (`3`, `0.5`, `true`, `[1, 2]`, `"text"`); what is not TOML is text.
+    The value is read as TOML (`3`, `0.5`, `true`, `[1, 2]`, `"text"`); what is not one TOML value
+    is text. Nothing after the `=` is refused: most often a shell variable was empty.
     """
-    key, separator, text = assignment.partition("=")
-    path = key.strip().split(".")
-    if not separator or not all(path):
+    key, _, text = assignment.partition("=")
+    path = [name.strip() for name in key.split(".")]
+    if not text.strip() or not all(path):
         raise ConfigError(f"cannot use --set {assignment!r}: write key=value or group.key=value")
     try:
-        value = tomllib.loads(f"value = {text}")["value"]
+        table = tomllib.loads(f"value = {text}")
     except tomllib.TOMLDecodeError:
-        value = text.strip()
-    return path, value
+        table = {}
+    is_one_value = table.keys() == {"value"}
+    return path, table["value"] if is_one_value else text.strip()
 
 
 def apply_assignments(table: dict[str, Any], assignments: list[str]) -> dict[str, Any]:
@@ -85,7 +87,8 @@ def _explain(problem: Any) -> str:
     key = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "extra_forbidden":
         return f"unknown key {key!r}"
-    return f"{key}: {problem['msg']}"
+    message = problem["msg"].removeprefix("Value error, ")
+    return f"{key}: {message}" if key else message
 
 
 def _copy_tables(table: dict[str, Any]) -> dict[str, Any]:

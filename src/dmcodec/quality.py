@@ -1,12 +1,14 @@
 """How close decoded speech is to its original: STOI, PESQ and log-mel distance.
 
 Pure functions on a pair of waveforms through the field's packages, imported when first used. What
-cannot be computed raises `Unmeasurable` with the reason; it never becomes a score.
+cannot be computed raises `Unmeasurable` with the reason; it never becomes a score: silent or
+short originals, non-finite samples.
 """
 
 import warnings
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from dmcodec.audio import Waveform, resample
@@ -20,11 +22,15 @@ class Unmeasurable(ValueError):
 def stoi(reference: Waveform, estimate: Waveform, sample_rate: int) -> float:
     """Short-time objective intelligibility, at most 1, of two waveforms [T] of equal length.
 
-    Needs about 0.4 s of speech. Reference: Taal et al. 2011, doi:10.1109/TASL.2011.2114881.
+    Needs about 0.4 s of speech in the reference; a silent estimate scores 0. Reference: Taal et
+    al. 2011, doi:10.1109/TASL.2011.2114881.
     """
     _check_pair(reference, estimate)
     from pystoi import stoi as pystoi_stoi
 
+    if not np.any(reference):
+        # The package would say 0, as if the estimate were to blame.
+        raise Unmeasurable("STOI: the reference is silent")
     with warnings.catch_warnings():
         warnings.simplefilter("error", RuntimeWarning)
         try:
@@ -36,7 +42,7 @@ def stoi(reference: Waveform, estimate: Waveform, sample_rate: int) -> float:
 def pesq_wb(reference: Waveform, estimate: Waveform, sample_rate: int) -> float:
     """Wide-band PESQ, 1.04 to 4.64, of two waveforms [T] of equal length; computed at 16 kHz.
 
-    Reference: ITU-T P.862.2 (2007).
+    Needs 0.25 s, and speech in both. Reference: ITU-T P.862.2 (2007).
     """
     _check_pair(reference, estimate)
     from pesq import PesqError
@@ -56,17 +62,27 @@ def pesq_wb(reference: Waveform, estimate: Waveform, sample_rate: int) -> float:
         raise Unmeasurable(f"PESQ: {text}") from problem
 
 
-def mel_distance(reference: Waveform, estimate: Waveform, sample_rate: int) -> float:
-    """Mean absolute difference of log-mel spectrograms (80 mels, 1024-sample window, hop 256).
+def log_mel(waveform: Waveform, sample_rate: int) -> npt.NDArray[np.float32]:
+    """Log-mel spectrogram [M, L] of a waveform [T]: what `mel_distance` compares and plots show.
 
-    Natural logarithm; two waveforms [T] of equal length, any length.
+    80 mels, 1024-sample window, hop 256, natural logarithm.
     """
-    _check_pair(reference, estimate)
-    pair = torch.from_numpy(np.stack([reference, estimate]))
     mels = log_mel_spectrogram(
-        pair, sample_rate=sample_rate, n_fft=1024, hop_length=256, win_length=1024, num_mels=80
+        torch.from_numpy(waveform)[None],
+        sample_rate=sample_rate,
+        n_fft=1024,
+        hop_length=256,
+        win_length=1024,
+        num_mels=80,
     )
-    return float((mels[0] - mels[1]).abs().mean())
+    return mels[0].numpy()
+
+
+def mel_distance(reference: Waveform, estimate: Waveform, sample_rate: int) -> float:
+    """Mean absolute difference of the `log_mel` of two waveforms [T] of the same length."""
+    _check_pair(reference, estimate)
+    difference = log_mel(reference, sample_rate) - log_mel(estimate, sample_rate)
+    return float(np.abs(difference).mean(dtype=np.float64))
 
 
 def _check_pair(reference: Waveform, estimate: Waveform) -> None:
@@ -74,3 +90,6 @@ def _check_pair(reference: Waveform, estimate: Waveform) -> None:
         raise ValueError(
             f"reference {reference.shape} and estimate {estimate.shape} must be [T] of one length"
         )
+    for name, waveform in (("reference", reference), ("estimate", estimate)):
+        if not np.isfinite(waveform).all():
+            raise Unmeasurable(f"the {name} has NaN or infinite samples")

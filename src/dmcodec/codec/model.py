@@ -312,11 +312,8 @@ def _stack_padded(items: list[Tensor]) -> Tensor:
 
 
 def _zero_beyond(waveform: Tensor, num_samples: Tensor) -> Tensor:
-    """Zeroes the samples of [B, ..., T] at or beyond each item's number of samples [B]."""
-    if bool((num_samples >= waveform.shape[-1]).all()):
-        return waveform
-    beyond = ~length_mask(num_samples, waveform.shape[-1])  # [B, T]
-    return waveform.masked_fill(beyond if waveform.ndim == 2 else beyond[:, None], 0.0)
+    """Zeroes the samples of [B, 1, T] at or beyond each item's number of samples [B]."""
+    return waveform.masked_fill(~length_mask(num_samples, waveform.shape[-1])[:, None], 0.0)
 
 
 def _check_lengths(lengths: Tensor, batch_size: int, size: int, name: str) -> None:

@@ -17,16 +17,11 @@ from pydantic import Field, model_validator
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from dmcodec.audio import (
-    SAMPLE_RATE,
-    Waveform,
-    audio_info,
-    read_audio,
-    remove_dc,
-    samples_to_seconds,
-)
+from dmcodec.audio import SAMPLE_RATE, Waveform, remove_dc, samples_to_seconds
 from dmcodec.config import Record
+from dmcodec.data.features import SegmentGuidance, TeacherStores
 from dmcodec.manifest import Utterance
+from dmcodec.sources import measure, read_utterance
 
 logger = logging.getLogger(__name__)
 
@@ -95,12 +90,14 @@ class Segment(NamedTuple):
         utterance_index: into the dataset's `utterances`.
         start_samples: where the segment begins in its utterance, a multiple of `hop_length`:
             the frames of features that belong to it begin at `start_samples // hop_length`.
+        guidance: what teachers say about it; None without stores.
     """
 
     waveform: Tensor
     num_samples: int
     utterance_index: int
     start_samples: int
+    guidance: SegmentGuidance | None = None
 
 
 class SegmentDataset(Dataset[Segment]):
@@ -117,15 +114,24 @@ class SegmentDataset(Dataset[Segment]):
         utterances: to train on. `utterances` keeps those that are used.
         config: see `DataConfig`; its manifests are not read here.
         seed: of everything random.
+        stores: of teachers, whose features are cut with the audio.
 
     Raises:
         FileNotFoundError: a sound file is missing.
         AudioError: a sound file is damaged.
+        StoreError: a store lacks an utterance, or has it with another length.
         ValueError: a length contradicts its manifest, corpus weights do not fit the corpora, or
             nothing is left to train on.
     """
 
-    def __init__(self, utterances: Sequence[Utterance], config: DataConfig, *, seed: int) -> None:
+    def __init__(
+        self,
+        utterances: Sequence[Utterance],
+        config: DataConfig,
+        *,
+        seed: int,
+        stores: TeacherStores | None = None,
+    ) -> None:
         if seed < 0:
             raise ValueError(f"the seed must not be negative, got {seed}")
         self.config = config
@@ -138,6 +144,9 @@ class SegmentDataset(Dataset[Segment]):
             )
         self.utterances = [utterances[index] for index in kept]
         self.num_samples = np.array([lengths[index] for index in kept], dtype=np.int64)
+        self._stores = stores
+        if stores is not None:
+            stores.check(self.utterances, self.num_samples.tolist(), config.hop_length)
         self._groups = _group_by_weight(self.utterances, self.num_samples, config.corpus_weights)
         logger.info(
             "training data: %d utterances, %.1f min; %d shorter than %.2f s left out",
@@ -172,14 +181,24 @@ class SegmentDataset(Dataset[Segment]):
             gain = _FULL_SCALE / peak  # a louder segment would clip: it gets less gain instead
         waveform = np.zeros((1, config.segment_samples), dtype=np.float32)
         waveform[0, :num_samples] = real * np.float32(sign * gain)
-        return Segment(torch.from_numpy(waveform), num_samples, index, start_samples)
+        guidance = None
+        if self._stores is not None:
+            guidance = self._stores.cut(
+                self.utterances[index].id,
+                start_samples=start_samples,
+                num_samples=num_samples,
+                num_frames=config.segment_samples // config.hop_length,
+                hop_length=config.hop_length,
+                sample_rate=config.sample_rate,
+            )
+        return Segment(torch.from_numpy(waveform), num_samples, index, start_samples, guidance)
 
     def _read(self, index: int, start_samples: int, num_samples: int) -> Waveform:
         if self._preloaded is not None:
             integers = self._preloaded[index][start_samples : start_samples + num_samples]
             return integers.astype(np.float32) / np.float32(32768)
-        return read_audio(
-            self.utterances[index].audio,
+        return read_utterance(
+            self.utterances[index],
             sample_rate=self.config.sample_rate,
             start_samples=start_samples,
             num_samples=num_samples,
@@ -239,19 +258,19 @@ def _group_by_weight(
 
 def _measure(utterance: Utterance, config: DataConfig) -> int:
     """Length in samples at the training rate, from the file's header; the manifest must agree."""
-    info = audio_info(utterance.audio)
+    num_samples = measure(utterance, config.sample_rate)
     if utterance.num_samples is not None:
         stated_s = samples_to_seconds(utterance.num_samples)
-        found_s = samples_to_seconds(info.num_samples, info.sample_rate)
+        found_s = samples_to_seconds(num_samples, config.sample_rate)
         if abs(stated_s - found_s) > _LENGTH_TOLERANCE_S:
             raise ValueError(
                 f"{utterance.audio}: lasts {found_s:.3f} s, its manifest says {stated_s:.3f} s "
                 f"(utterance {utterance.id!r}); correct the manifest or the file"
             )
-    return info.num_samples_at(config.sample_rate)
+    return num_samples
 
 
 def _decode_to_int16(utterance: Utterance, sample_rate: int) -> npt.NDArray[np.int16]:
     """The whole utterance `[T]`, rounded to 16 bits; samples beyond full scale are clipped."""
-    waveform = read_audio(utterance.audio, sample_rate=sample_rate)
+    waveform = read_utterance(utterance, sample_rate=sample_rate)
     return np.clip(np.round(waveform * 32768.0), -32768, 32767).astype(np.int16)

@@ -11,9 +11,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
-from dmcodec.audio import SAMPLE_RATE, audio_info, read_audio, remove_dc
+from dmcodec.audio import SAMPLE_RATE, remove_dc
 from dmcodec.data.dataset import Segment, SegmentDataset
+from dmcodec.data.features import BatchGuidance, collate_guidance
 from dmcodec.manifest import Utterance
+from dmcodec.sources import measure, read_utterance
 
 
 class SegmentBatch(NamedTuple):
@@ -24,12 +26,14 @@ class SegmentBatch(NamedTuple):
         num_samples: int64 `[B]`, real samples of each item.
         utterance_index: int64 `[B]`, into the dataset's `utterances`.
         start_samples: int64 `[B]`, where each segment begins in its utterance.
+        guidance: what teachers say about the segments; None without stores.
     """
 
     waveform: Tensor
     num_samples: Tensor
     utterance_index: Tensor
     start_samples: Tensor
+    guidance: BatchGuidance | None = None
 
 
 class ValidationClip(NamedTuple):
@@ -97,12 +101,13 @@ def validation_clips(
     if max_samples is not None and max_samples < 1:
         raise ValueError(f"max_samples must be at least 1 or None, got {max_samples}")
     for index in _ranks_indices(len(utterances), rank, world_size):
-        path = utterances[index].audio
+        utterance = utterances[index]
         num_samples = None
         if max_samples is not None:
-            num_samples = min(max_samples, audio_info(path).num_samples_at(sample_rate))
-        waveform = remove_dc(read_audio(path, sample_rate=sample_rate, num_samples=num_samples))
-        yield ValidationClip(torch.from_numpy(waveform)[None, None], index, utterances[index])
+            num_samples = min(max_samples, measure(utterance, sample_rate))
+        waveform = read_utterance(utterance, sample_rate=sample_rate, num_samples=num_samples)
+        waveform = remove_dc(waveform)
+        yield ValidationClip(torch.from_numpy(waveform)[None, None], index, utterance)
 
 
 class _StepSampler(Sampler[list[int]]):
@@ -145,9 +150,11 @@ def _ranks_indices(count: int, rank: int, world_size: int) -> range:
 
 
 def _collate(segments: list[Segment]) -> SegmentBatch:
+    guidance = [segment.guidance for segment in segments if segment.guidance is not None]
     return SegmentBatch(
         waveform=torch.stack([segment.waveform for segment in segments]),  # [B, 1, T]
         num_samples=torch.tensor([segment.num_samples for segment in segments]),
         utterance_index=torch.tensor([segment.utterance_index for segment in segments]),
         start_samples=torch.tensor([segment.start_samples for segment in segments]),
+        guidance=collate_guidance(guidance) if guidance else None,
     )

@@ -16,6 +16,7 @@ from dmcodec.data.dataset import DataConfig
 from dmcodec.discriminators.ensemble import DiscriminatorConfig
 from dmcodec.losses.adversarial import AdversarialKind
 from dmcodec.losses.reconstruction import RELEASE_MEL_SCALES, STFT_SCALES, MelScale, StftScale
+from dmcodec.training.guidance import DistillationConfig
 
 
 class LossConfig(Record):
@@ -34,6 +35,12 @@ class LossConfig(Record):
     adversarial_weight: float = Field(1.0, ge=0)
     feature_matching_weight: float = Field(2.0, ge=0)
     is_feature_matching_normalized: bool = False
+
+    @model_validator(mode="after")
+    def _check_any_reconstruction(self) -> Self:
+        if self.time_weight + self.mel_weight + self.stft_weight == 0:
+            raise ValueError("time_weight, mel_weight and stft_weight are all 0: nothing to learn")
+        return self
 
 
 class OptimizerConfig(Record):
@@ -58,8 +65,9 @@ class OptimizerConfig(Record):
     def learning_rate_at(self, step: int, first_step: int, num_steps: int) -> float:
         """Learning rate of step `step` of a course from `first_step` to `num_steps`.
 
-        Linear from 0 (excluded) over the warm-up, then the schedule down to
-        learning_rate * final_share, which holds from the last step on.
+        Steps count from 0; `first_step` is 0 for the codec, the adversary's start for the
+        discriminators. Linear from 0 (excluded) over the warm-up, then the schedule down to
+        learning_rate * final_share at step num_steps - 1, which holds from there on.
         """
         done = step - first_step
         if done < self.warmup_steps:
@@ -88,7 +96,7 @@ class ValidationConfig(Record):
     """What is measured on held-out speakers, how often, and which figure chooses the best."""
 
     every_steps: int = Field(1000, ge=1)
-    max_clips: int = Field(50, ge=1)
+    max_clips: int = Field(50, ge=1, description="the first so many of the manifest")
     max_samples: int | None = Field(None, ge=1, description="cut clips to this length; None: whole")
     num_logged_clips: int = Field(3, ge=0, description="audio and spectrograms in TensorBoard")
     select_by: Literal["mel_distance", "stoi", "pesq_wb"] = "mel_distance"
@@ -98,13 +106,15 @@ class Experiment(Record):
     """A training run from its data to its result."""
 
     seed: int = Field(0, ge=0)
-    num_steps: int = Field(..., ge=1)
+    num_steps: int = Field(
+        ..., ge=1, description="a resumed run may extend it; its schedules then end at the new end"
+    )
     batch_size: int = Field(..., ge=1, description="segments a step, over all processes")
     num_workers: int = Field(0, ge=0, description="processes that read audio ahead")
     mixed_precision: Literal["no", "fp16", "bf16"] = "no"
     average_decay: float = Field(0.999, ge=0, lt=1, description="EMA of the generator's weights")
     init_from: Path | None = Field(
-        None, description="checkpoint or codec folder whose weights the run starts from"
+        None, description="checkpoint, fine-tuning kit or codec folder that gives the first weights"
     )
     checkpoint_every_steps: int = Field(1000, ge=1)
     keep_last: int = Field(2, ge=1, description="checkpoints kept beside the best")
@@ -113,8 +123,13 @@ class Experiment(Record):
     data: DataConfig
     losses: LossConfig = LossConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
-    adversary: AdversaryConfig | None = AdversaryConfig()
+    adversary: AdversaryConfig | None = Field(
+        None, description="None (no such group in the file): no adversarial losses"
+    )
     validation: ValidationConfig = ValidationConfig()
+    distillation: DistillationConfig | None = Field(
+        None, description="None (no such group in the file): no teachers"
+    )
 
     @model_validator(mode="after")
     def _check_data_fits_codec(self) -> Self:
@@ -123,5 +138,9 @@ class Experiment(Record):
         if codec != data:
             raise ValueError(
                 f"data.sample_rate and data.hop_length are {data}, those of the codec {codec}"
+            )
+        if self.distillation is not None:
+            self.distillation.check_codec(
+                self.codec.quantizer.num_codebooks, self.codec.feature_dim, self.codec.sample_rate
             )
         return self

@@ -1,43 +1,47 @@
 """The training run, from an experiment to a codec folder, top to bottom.
 
-What one step does is in step.py, what a run holds and how it is saved in state.py. The run's
-folder gets:
+What one step does is in step.py, what a run holds in state.py, how it is saved in checkpoint.py.
+The run's folder gets:
 
     checkpoints/step_00001000/   everything needed to go on; also the fine-tuning kit
-    codec/                       the best codec so far by the chosen measure (averaged weights)
-    metrics.jsonl  tensorboard/  logs
+    codec/                       the best codec so far by the chosen measure (averaged weights);
+                                 without validation the latest
+    metrics.jsonl  tensorboard/  logs; their keys are in tracker.py
 """
 
 import logging
 import time
-from dataclasses import replace
+import warnings
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from dmcodec.audio import samples_to_seconds
-from dmcodec.codec.conv import add_weight_norm, remove_weight_norm
-from dmcodec.codec.model import Codec
-from dmcodec.data.dataset import SegmentDataset
-from dmcodec.data.loader import make_train_loader, validation_clips
-from dmcodec.manifest import read_manifest, read_manifests
-from dmcodec.training.experiment import Experiment
-from dmcodec.training.state import (
-    TrainingState,
+from dmcodec.data.dataset import Segment, SegmentDataset
+from dmcodec.data.features import TeacherStores
+from dmcodec.data.loader import make_train_loader
+from dmcodec.manifest import read_manifests
+from dmcodec.training.checkpoint import (
+    export_codec,
     initialize_from,
     list_checkpoints,
     load_checkpoint,
-    new_state,
     prune_checkpoints,
     save_checkpoint,
 )
+from dmcodec.training.display import Display
+from dmcodec.training.distillation import Guidance
+from dmcodec.training.experiment import Experiment
+from dmcodec.training.interruption import Interruption
+from dmcodec.training.state import TrainingState, new_state
 from dmcodec.training.step import train_step
 from dmcodec.training.tracker import Tracker
-from dmcodec.training.validation import is_better, log_mel_image, mean_scores, validate_clips
+from dmcodec.training.validation import is_better, validate
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +50,10 @@ def train(
     experiment: Experiment, folder: Path, *, resume: bool = False, device: str = "auto"
 ) -> dict[str, float]:
     """Trains until `experiment.num_steps`; gives the last validation's scores.
+
+    They are empty without validation, and when a resumed run has nothing left to do.
+    Ctrl-C or SIGTERM saves a checkpoint after the step at hand and then takes effect (one process
+    only; several go on from their last checkpoint).
 
     Args:
         experiment: what to train.
@@ -56,153 +64,181 @@ def train(
     Raises ValueError for a folder in use or a checkpoint of another experiment, FileNotFoundError
     for missing data, TrainingDiverged when a loss is no longer finite.
     """
-    accelerator = Accelerator(
+    accelerator = _make_accelerator(experiment, device)
+    checkpoint = _find_checkpoint(folder, resume)
+    accelerator.wait_for_everyone()  # nobody writes before everybody has looked
+
+    torch.manual_seed(experiment.seed)
+    state = new_state(experiment)
+    _place(state, accelerator)
+    _load(state, experiment, checkpoint)
+    guidance = _open_guidance(experiment, accelerator)
+    stores = guidance.stores if guidance is not None else None
+    loader = _make_loader(experiment, accelerator, stores, first_step=state.step)
+
+    is_main, num_steps = accelerator.is_main_process, experiment.num_steps
+    scores: dict[str, float] = {}
+    with ExitStack() as stack:
+        tracker = (
+            stack.enter_context(closing(Tracker(folder, experiment.codec.sample_rate, state.step)))
+            if is_main
+            else None
+        )
+        display = stack.enter_context(Display(state.step, num_steps, is_shown=is_main))
+        interruption = stack.enter_context(Interruption(is_watching=accelerator.num_processes == 1))
+        speed = _Speed(state.step)
+        for batch in loader:
+            batch = batch._replace(waveform=batch.waveform.to(accelerator.device))
+            terms = train_step(state, experiment, batch, accelerator, guidance)
+            is_last, is_stopping = state.step == num_steps, interruption.is_asked_for
+
+            is_new_best = False
+            if is_last or state.step % experiment.validation.every_steps == 0:
+                scores = validate(state, experiment, accelerator, tracker, guidance)
+                is_new_best = _note_if_best(state, experiment, scores)
+                if is_main and (is_new_best or not state.best):
+                    export_codec(state.averaged_codec, folder / "codec")
+
+            if is_last or state.step % experiment.log_every_steps == 0:
+                terms = accelerator.reduce(terms, "mean")
+                if tracker is not None:
+                    steps_per_s = speed.since_last(state.step)
+                    values = _training_scalars(state, experiment, terms, steps_per_s)
+                    tracker.scalars(state.step, values)
+                    display.update(state.step, steps_per_s, _figures(values, scores))
+
+            is_due = state.step % experiment.checkpoint_every_steps == 0
+            if is_due or is_last or is_new_best or is_stopping:
+                if is_main:
+                    _checkpoint(state, experiment, folder / "checkpoints")
+                accelerator.wait_for_everyone()
+            if is_stopping:
+                interruption.leave()
+    return scores
+
+
+def _make_accelerator(experiment: Experiment, device: str) -> Accelerator:
+    return Accelerator(
         cpu=device == "cpu",
         mixed_precision=experiment.mixed_precision,
         # Codebooks agree by construction; averaging them over processes would undo that.
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
     )
-    checkpoints = folder / "checkpoints"
-    existing = list_checkpoints(checkpoints)
-    if existing and not resume:
-        raise ValueError(f"{folder} holds a run already: give --resume to go on with it")
-    accelerator.wait_for_everyone()
 
-    torch.manual_seed(experiment.seed)
-    state = new_state(experiment)
-    if existing:
-        load_checkpoint(state, experiment, existing[-1])
-        logger.info("resumed %s at step %d", existing[-1], state.step)
+
+def _find_checkpoint(folder: Path, resume: bool) -> Path | None:
+    """The checkpoint to go on from; None to begin."""
+    if resume:
+        existing = list_checkpoints(folder / "checkpoints")
+        return existing[-1] if existing else None
+    if folder.exists() and any(folder.iterdir()):
+        raise ValueError(
+            f"{folder} is in use: give --resume to go on with the run in it, or name a new folder"
+        )
+    return None
+
+
+def _place(state: TrainingState, accelerator: Accelerator) -> None:
+    """Moves everything to the process's device and wraps it for several processes.
+
+    Comes before weights and optimizers are loaded: an optimizer's step counts then stay on the
+    CPU, where AdamW reads them without waiting for a GPU.
+    """
+    state.average.to(accelerator.device)
+    with warnings.catch_warnings():
+        # torch 2.13 renamed broadcast_buffers; accelerate knows the old name only.
+        warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
+        state.codec, state.optimizer = accelerator.prepare(state.codec, state.optimizer)
+        if state.discriminators is not None:
+            state.discriminators, state.discriminator_optimizer = accelerator.prepare(
+                state.discriminators, state.discriminator_optimizer
+            )
+        if state.heads is not None:
+            state.heads = accelerator.prepare(state.heads)
+    state.scaler = accelerator.scaler
+    logger.info(
+        "torch %s on %s, %d processes, mixed precision %s, codec of %.2f M parameters",
+        torch.__version__,
+        accelerator.device,
+        accelerator.num_processes,
+        accelerator.mixed_precision,
+        sum(each.numel() for each in state.codec.parameters()) / 1e6,
+    )
+
+
+def _load(state: TrainingState, experiment: Experiment, checkpoint: Path | None) -> None:
+    """Fills the state from the run's checkpoint, or else from what the experiment starts from."""
+    if checkpoint is not None:
+        load_checkpoint(state, experiment, checkpoint)
+        if state.step > experiment.num_steps:
+            raise ValueError(
+                f"{checkpoint} is beyond num_steps = {experiment.num_steps}: give a larger number"
+            )
+        logger.info("resumed %s at step %d of %d", checkpoint, state.step, experiment.num_steps)
     elif experiment.init_from is not None:
         initialize_from(state, experiment.init_from)
         logger.info("started from the weights in %s", experiment.init_from)
-    _place(state, accelerator)
 
+
+def _open_guidance(experiment: Experiment, accelerator: Accelerator) -> Guidance | None:
+    """The teachers of an experiment that has some."""
+    if experiment.distillation is None:
+        return None
+    return Guidance(experiment.distillation, experiment.codec, str(accelerator.device))
+
+
+def _make_loader(
+    experiment: Experiment,
+    accelerator: Accelerator,
+    stores: TeacherStores | None,
+    *,
+    first_step: int,
+) -> DataLoader[Segment]:
+    """This process's part of the batches from `first_step` to the end."""
     dataset = SegmentDataset(
-        read_manifests(experiment.data.train_manifests), experiment.data, seed=experiment.seed
+        read_manifests(experiment.data.train_manifests),
+        experiment.data,
+        seed=experiment.seed,
+        stores=stores,
     )
-    loader = make_train_loader(
+    return make_train_loader(
         dataset,
         global_batch_size=experiment.batch_size,
-        first_step=state.step,
+        first_step=first_step,
         end_step=experiment.num_steps,
         rank=accelerator.process_index,
         world_size=accelerator.num_processes,
         num_workers=experiment.num_workers,
     )
-    tracker = Tracker(folder, experiment.codec.sample_rate) if accelerator.is_main_process else None
-    scores: dict[str, float] = {}
-    started, started_step = time.monotonic(), state.step
-    with _progress(accelerator.is_main_process) as progress:
-        task = progress.add_task(
-            "training", total=experiment.num_steps, completed=state.step, figures=""
-        )
-        for batch in loader:
-            batch = batch._replace(waveform=batch.waveform.to(accelerator.device))
-            terms = train_step(state, experiment, batch, accelerator)
-            is_last = state.step == experiment.num_steps
-
-            if tracker is not None and (is_last or state.step % experiment.log_every_steps == 0):
-                rate = (state.step - started_step) / (time.monotonic() - started)
-                values = _training_scalars(state, experiment, terms, rate)
-                tracker.scalars(state.step, values)
-                progress.update(task, completed=state.step, figures=_summary(values, scores))
-
-            if is_last or state.step % experiment.validation.every_steps == 0:
-                scores = _validate(state, experiment, accelerator, tracker)
-                _export_if_best(state, experiment, accelerator, folder, scores)
-
-            if is_last or state.step % experiment.checkpoint_every_steps == 0:
-                if accelerator.is_main_process:
-                    save_checkpoint(_unwrapped(state, accelerator), experiment, checkpoints)
-                    best_step = state.best.get("step")
-                    prune_checkpoints(
-                        checkpoints,
-                        keep_last=experiment.keep_last,
-                        best_step=None if best_step is None else int(best_step),
-                    )
-                accelerator.wait_for_everyone()
-    if tracker is not None:
-        tracker.close()
-    return scores
 
 
-def _place(state: TrainingState, accelerator: Accelerator) -> None:
-    """Moves everything to the process's device and wraps it for several processes."""
-    state.average.to(accelerator.device)
-    state.codec, state.optimizer = accelerator.prepare(state.codec, state.optimizer)
-    if state.discriminators is not None:
-        state.discriminators, state.discriminator_optimizer = accelerator.prepare(
-            state.discriminators, state.discriminator_optimizer
-        )
-
-
-def _unwrapped(state: TrainingState, accelerator: Accelerator) -> TrainingState:
-    """The same state without the wrappers of several processes."""
-    discriminators = state.discriminators
-    if discriminators is not None:
-        discriminators = accelerator.unwrap_model(discriminators)
-    return replace(
-        state, codec=accelerator.unwrap_model(state.codec), discriminators=discriminators
-    )
-
-
-def _validate(
-    state: TrainingState,
-    experiment: Experiment,
-    accelerator: Accelerator,
-    tracker: Tracker | None,
-) -> dict[str, float]:
-    """Scores of the averaged codec on held-out speakers; every process takes its share."""
-    config = experiment.validation
-    if experiment.data.valid_manifest is None:
-        return {}
-    utterances = read_manifest(experiment.data.valid_manifest)[: config.max_clips]
-    clips = validation_clips(
-        utterances,
-        sample_rate=experiment.codec.sample_rate,
-        max_samples=config.max_samples,
-        rank=accelerator.process_index,
-        world_size=accelerator.num_processes,
-    )
-    local = []
-    for number, clip in enumerate(validate_clips(state.averaged_codec, clips)):
-        local.append(clip.scores)
-        if tracker is not None and number < config.num_logged_clips:
-            sample_rate = experiment.codec.sample_rate
-            for kind, waveform in (("original", clip.reference), ("decoded", clip.decoded)):
-                name = f"valid/{clip.utterance_id}/{kind}"
-                tracker.clip(state.step, name, waveform, log_mel_image(waveform, sample_rate))
-    scores = mean_scores(local)
-    if tracker is not None:
-        tracker.scalars(state.step, {f"valid/{name}": value for name, value in scores.items()})
-    return scores
-
-
-def _export_if_best(
-    state: TrainingState,
-    experiment: Experiment,
-    accelerator: Accelerator,
-    folder: Path,
-    scores: dict[str, float],
-) -> None:
-    """Writes the averaged codec when it is the best so far (always, without validation)."""
+def _note_if_best(state: TrainingState, experiment: Experiment, scores: dict[str, float]) -> bool:
+    """Whether the chosen measure is the best so far; if so, the state keeps these scores."""
     measure = experiment.validation.select_by
-    if measure in scores:
-        if not is_better(measure, scores[measure], state.best.get(measure)):
-            return
-        state.best = {"step": float(state.step), **scores}
-    if accelerator.is_main_process:
-        export_codec(state.averaged_codec, folder / "codec")
+    if measure not in scores or not is_better(measure, scores[measure], state.best.get(measure)):
+        return False
+    state.best = {"step": float(state.step), **scores}
+    return True
 
 
-def export_codec(codec: Codec, folder: Path) -> None:
-    """Writes a codec in training form as a codec folder with plain weights."""
-    plain = Codec(codec.config)
-    add_weight_norm(plain)
-    plain.load_state_dict(codec.state_dict())
-    remove_weight_norm(plain)
-    plain.save_pretrained(folder)
+def _checkpoint(state: TrainingState, experiment: Experiment, folder: Path) -> None:
+    """Saves everything, then deletes the checkpoints that are no longer kept."""
+    save_checkpoint(state, experiment, folder)
+    best_step = int(state.best["step"]) if state.best else None
+    prune_checkpoints(folder, keep_last=experiment.keep_last, best_step=best_step)
+
+
+class _Speed:
+    """Steps a second between two questions."""
+
+    def __init__(self, step: int) -> None:
+        self._step, self._time = step, time.monotonic()
+
+    def since_last(self, step: int) -> float:
+        """Steps a second from the last call (or the start) to now."""
+        num_steps, self._step = step - self._step, step
+        started, self._time = self._time, time.monotonic()
+        return num_steps / (self._time - started)
 
 
 def _training_scalars(
@@ -224,28 +260,16 @@ def _training_scalars(
     return values
 
 
-def _summary(values: dict[str, float], scores: dict[str, float]) -> str:
+def _figures(values: dict[str, float], scores: dict[str, float]) -> str:
     """The figures of the progress line."""
-    num_books = sum(key.startswith("train/usage_") for key in values)
-    used = sum(values[f"train/usage_{book + 1}"] for book in range(num_books)) / num_books
+    used = [value for key, value in values.items() if key.startswith("train/usage_")]
     parts = [f"loss {values['train/loss_total']:.2f}"]
     parts += [
         f"{name} {values[f'train/loss_{name}']:.3f}"
         for name in ("mel", "feature_matching")
         if f"train/loss_{name}" in values
     ]
-    parts += [f"codes used {used:.0%}", f"{values['train/audio_s_per_s']:.1f} s audio/s"]
+    parts += [f"codes used {sum(used) / len(used):.0%}"]
+    parts += [f"{values['train/audio_s_per_s']:.1f} s audio/s"]
     parts += [f"{name} {value:.3f}" for name, value in scores.items()]
     return "  ".join(parts)
-
-
-def _progress(is_shown: bool) -> Progress:
-    return Progress(
-        TextColumn("step {task.completed}/{task.total}"),
-        BarColumn(bar_width=20),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[figures]}"),
-        disable=not is_shown,
-        refresh_per_second=2,
-    )

@@ -1,10 +1,11 @@
 """One training step: the codec's loss as the paper writes it, and the discriminators' turn.
 
-    L = w_t L_t + w_f L_f + w_s L_s + w_w L_w + [ w_g L_g + w_m L_m ]
-        time      mel       STFT      commitment  adversarial, feature matching
+    L = w_t L_t + w_f L_f + w_s L_s + w_w L_w + [ w_g L_g + w_m L_m ] + w_d L_LS
+        time      mel       STFT      commitment  adversarial, feature  teachers
+                                                  matching              (distillation.py)
 
-The bracket counts from the adversary's start step on. The forms of the terms are in
-`dmcodec.losses`; their weights are those of `LossConfig`.
+The bracket counts from the adversary's start step on, L_LS where an experiment has teachers. The
+forms of the terms are in `dmcodec.losses`; their weights are those of `LossConfig`.
 
 Reference: Ahasan et al. 2024, arXiv:2410.15017, sec. 3 and appendix.
 """
@@ -16,7 +17,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from dmcodec.codec.model import CodecOutput
+from dmcodec.codec.model import Codec, CodecOutput
 from dmcodec.data.loader import SegmentBatch
 from dmcodec.discriminators.ensemble import DiscriminatorOutput
 from dmcodec.losses.adversarial import (
@@ -25,8 +26,11 @@ from dmcodec.losses.adversarial import (
     generator_loss,
 )
 from dmcodec.losses.reconstruction import mel_loss, stft_loss, waveform_l1_loss
+from dmcodec.training.distillation import Guidance
 from dmcodec.training.experiment import Experiment, LossConfig, OptimizerConfig
-from dmcodec.training.state import TrainingState
+from dmcodec.training.state import TrainingState, unwrapped
+
+_SMALLEST_SCALE = 2.0**-16
 
 
 class TrainingDiverged(RuntimeError):
@@ -34,9 +38,16 @@ class TrainingDiverged(RuntimeError):
 
 
 def train_step(
-    state: TrainingState, experiment: Experiment, batch: SegmentBatch, accelerator: Accelerator
+    state: TrainingState,
+    experiment: Experiment,
+    batch: SegmentBatch,
+    accelerator: Accelerator,
+    guidance: Guidance | None = None,
 ) -> dict[str, Tensor]:
-    """Moves discriminators and codec by one step; gives every loss as a detached scalar."""
+    """Moves discriminators and codec by one step; gives every loss as a detached scalar.
+
+    Losses are those of this process's part of the batch; gradients are means over all processes.
+    """
     adversary = experiment.adversary
     is_adversarial = adversary is not None and state.step >= adversary.start_step
     _set_learning_rates(state, experiment)
@@ -58,10 +69,17 @@ def train_step(
         experiment.losses, batch.waveform, output, judged, experiment.codec.sample_rate
     )
     loss = total_loss(experiment.losses, generator_terms)
+    if guidance is not None:
+        codec = cast(Codec, unwrapped(state.codec))
+        with accelerator.autocast():
+            guided = guidance.terms(state.step, codec, state.heads, batch, output, accelerator)
+        loss = loss + guided.loss
+        generator_terms |= guided.terms
+    learning = state.codec if state.heads is None else nn.ModuleList([state.codec, state.heads])
     norm = _backward_step(
-        loss, state.codec, state.optimizer, experiment.optimizer, accelerator, generator_terms
+        loss, learning, state.optimizer, experiment.optimizer, accelerator, generator_terms
     )
-    state.average.update_parameters(accelerator.unwrap_model(state.codec))
+    state.average.update_parameters(unwrapped(state.codec))
     state.step += 1
     terms |= generator_terms | {"total": loss, "gradient_norm": norm}
     return {name: term.detach() for name, term in terms.items()}
@@ -146,7 +164,7 @@ def _judge(
     """The discriminators' views of original (no gradient) and decoded (gradient to the codec)."""
     assert state.discriminators is not None
     # Not through the distributed wrapper: the codec's turn needs no gradient of these weights.
-    discriminators = cast(nn.Module, accelerator.unwrap_model(state.discriminators))
+    discriminators = unwrapped(state.discriminators)
     discriminators.requires_grad_(False)
     with accelerator.autocast():
         with torch.no_grad():
@@ -164,21 +182,38 @@ def _backward_step(
     accelerator: Accelerator,
     terms: dict[str, Tensor],
 ) -> Tensor:
-    """Gradients of `loss`, clipped, then one step of the optimizer; gives their norm."""
-    optimizer.zero_grad(set_to_none=True)
+    """Gradients of `loss`, clipped, then one step of the optimizer; gives their norm.
+
+    No gradient is left behind: with fp16, clipping unscales those of every optimizer at hand, and
+    an overflow would count again in the other network's turn.
+    """
     accelerator.backward(loss)
     norm = accelerator.clip_grad_norm_(module.parameters(), config.max_gradient_norm)
     assert norm is not None
-    # fp16 has its own answer to an overflow: the gradient scaler skips the step.
-    checked = terms if accelerator.mixed_precision == "fp16" else terms | {"gradient norm": norm}
-    if not bool(torch.isfinite(torch.stack([t.detach().float() for t in checked.values()])).all()):
-        bad = [name for name, term in checked.items() if not bool(torch.isfinite(term).all())]
+    _check_finite(terms, norm, accelerator.scaler)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return norm
+
+
+def _check_finite(
+    terms: dict[str, Tensor], norm: Tensor, scaler: torch.amp.GradScaler | None
+) -> None:
+    """Raises TrainingDiverged naming every loss that is not finite, or their gradient.
+
+    With fp16 a gradient may overflow: the scaler then skips the step and halves its scale, until
+    the scale is so small that the gradient itself must be at fault.
+    """
+    checked = dict(terms)
+    if scaler is None or scaler.get_scale() < _SMALLEST_SCALE:
+        checked["gradient norm"] = norm
+    is_finite = torch.stack([term.detach().float() for term in checked.values()]).isfinite()
+    if not bool(is_finite.all()):
+        bad = [name for name, good in zip(checked, is_finite.tolist(), strict=True) if not good]
         raise TrainingDiverged(
             f"not finite: {', '.join(bad)}. The last checkpoint is intact; resume with a lower "
-            "learning rate or max_gradient_norm, or look at the data of this step"
+            "learning_rate or max_gradient_norm, or look at the data of this step"
         )
-    optimizer.step()
-    return norm
 
 
 def _set_learning_rates(state: TrainingState, experiment: Experiment) -> None:

@@ -1,37 +1,63 @@
 """Where the numbers of a run go: JSONL always, TensorBoard beside it.
 
-Keys are `train/loss_mel`, `valid/stoi` and so on. Only the main process has a tracker.
+Only the main process has a tracker. Keys, each with a value at some steps:
+
+    train/loss_<term>  train/loss_total  train/loss_discriminator      unweighted but the total
+    train/gradient_norm  train/learning_rate  train/steps_per_s  train/audio_s_per_s
+    train/usage_<book>  train/perplexity_<book>                        books from 1
+    valid/mel_distance  valid/stoi  valid/pesq_wb
+    valid/loss_distill_text  valid/loss_distill_speech                 with such teachers
 """
 
 import json
+import logging
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 from torch.utils.tensorboard import SummaryWriter
 
 from dmcodec.audio import Waveform
 
+logger = logging.getLogger(__name__)
+
 
 class Tracker:
-    """Appends to `metrics.jsonl` and to TensorBoard event files in the run's folder."""
+    """Appends to `metrics.jsonl` and to TensorBoard event files in the run's folder.
 
-    def __init__(self, folder: Path, sample_rate: int) -> None:
+    Args:
+        folder: of the run.
+        sample_rate: of the clips, Hz.
+        first_step: steps done already; what was logged beyond them is lost work and is dropped.
+    """
+
+    def __init__(self, folder: Path, sample_rate: int, first_step: int = 0) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self._jsonl = (folder / "metrics.jsonl").open("a", encoding="utf-8")
-        self._writer = SummaryWriter(str(folder / "tensorboard"))
+        path = folder / "metrics.jsonl"
+        _drop_lines_beyond(path, first_step)
+        self._jsonl = path.open("a", encoding="utf-8")
+        self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step + 1)
         self._sample_rate = sample_rate
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """Writes one line {"step": ..., key: value, ...} and one TensorBoard point for each key."""
-        self._jsonl.write(json.dumps({"step": step, **values}) + "\n")
+        """Writes one line {"step": ..., key: value, ...} and one TensorBoard point for each key.
+
+        JSON has no NaN or infinity: they become null.
+        """
+        line = {k: v if math.isfinite(v) else None for k, v in values.items()}
+        self._jsonl.write(json.dumps({"step": step, **line}) + "\n")
         self._jsonl.flush()
         for key, value in values.items():
             self._writer.add_scalar(key, value, step)
 
-    def clip(self, step: int, name: str, waveform: Waveform, log_mel: np.ndarray) -> None:
+    def clip(
+        self, step: int, name: str, waveform: Waveform, log_mel: npt.NDArray[np.float32]
+    ) -> None:
         """Writes a waveform [T] and its log-mel spectrogram [M, L] to TensorBoard."""
-        self._writer.add_audio(name, waveform[None], step, sample_rate=self._sample_rate)
+        sound = np.clip(waveform, -1, 1)[None]
+        self._writer.add_audio(name, sound, step, sample_rate=self._sample_rate)
         low, high = float(log_mel.min()), float(log_mel.max())
         image = (log_mel[::-1] - low) / max(high - low, 1e-6)
         self._writer.add_image(f"{name}/log_mel", image[None].copy(), step)
@@ -40,3 +66,24 @@ class Tracker:
         """Flushes and closes the files."""
         self._jsonl.close()
         self._writer.close()
+
+
+def _drop_lines_beyond(path: Path, last_step: int) -> None:
+    """Keeps the lines of steps up to `last_step`; a line that a kill cut short goes too."""
+    if not path.is_file():
+        return
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    kept = [line for line in lines if _step_of(line) <= last_step]
+    if len(kept) == len(lines):
+        return
+    logger.info("%s: dropped %d lines beyond step %d", path, len(lines) - len(kept), last_step)
+    temporary = path.with_name(f".writing_{path.name}")
+    temporary.write_text("".join(kept), encoding="utf-8")
+    temporary.replace(path)
+
+
+def _step_of(line: str) -> float:
+    try:
+        return int(json.loads(line)["step"])
+    except json.JSONDecodeError:
+        return math.inf

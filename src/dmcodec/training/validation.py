@@ -1,20 +1,29 @@
 """How good the codec is on held-out speakers, during training.
 
 Every clip is encoded and decoded whole with the averaged weights. A measure that has no value for
-a clip is left out of its mean.
+a clip is left out of its mean, and the log says so.
 """
 
-from collections.abc import Iterator
+import logging
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
-import torch
+from accelerate import Accelerator
 from accelerate.utils import gather_object
 
 from dmcodec.audio import Waveform
 from dmcodec.codec.model import Codec
-from dmcodec.data.loader import ValidationClip
-from dmcodec.quality import Unmeasurable, mel_distance, pesq_wb, stoi
+from dmcodec.data.loader import ValidationClip, validation_clips
+from dmcodec.manifest import read_manifest
+from dmcodec.quality import Unmeasurable, log_mel, mel_distance, pesq_wb, stoi
+from dmcodec.training.distillation import Guidance
+from dmcodec.training.experiment import Experiment
+from dmcodec.training.state import TrainingState, unwrapped
+from dmcodec.training.tracker import Tracker
+
+logger = logging.getLogger(__name__)
 
 MEASURES = {"mel_distance": mel_distance, "stoi": stoi, "pesq_wb": pesq_wb}
 
@@ -29,13 +38,60 @@ class ValidatedClip:
     decoded: Waveform
 
 
-def validate_clips(codec: Codec, clips: Iterator[ValidationClip]) -> Iterator[ValidatedClip]:
-    """Scores each clip; the codec is used as it is (call `eval()` before)."""
+def validate(
+    state: TrainingState,
+    experiment: Experiment,
+    accelerator: Accelerator,
+    tracker: Tracker | None,
+    guidance: Guidance | None = None,
+) -> dict[str, float]:
+    """Mean scores of the averaged codec on held-out speakers, the same on every process.
+
+    Every process scores its share of the clips; the main one logs the first few of its own.
+    Nothing is scored (and the result is empty) without a validation manifest. The state is not
+    changed.
+    """
+    config, sample_rate = experiment.validation, experiment.codec.sample_rate
+    if experiment.data.valid_manifest is None:
+        return {}
+    clips = validation_clips(
+        read_manifest(experiment.data.valid_manifest)[: config.max_clips],
+        sample_rate=sample_rate,
+        max_samples=config.max_samples,
+        rank=accelerator.process_index,
+        world_size=accelerator.num_processes,
+    )
+    local = []
+    judge = None
+    if guidance is not None:
+        heads = None if state.heads is None else unwrapped(state.heads)
+        judge = partial(guidance.validate, state.averaged_codec, heads)
+    for number, clip in enumerate(validate_clips(state.averaged_codec, clips, judge)):
+        local.append(clip.scores)
+        if tracker is not None and number < config.num_logged_clips:
+            for kind, waveform in (("original", clip.reference), ("decoded", clip.decoded)):
+                name = f"valid/{clip.utterance_id}/{kind}"
+                tracker.clip(state.step, name, waveform, log_mel(waveform, sample_rate))
+    scores = mean_scores(local)
+    if tracker is not None:
+        tracker.scalars(state.step, {f"valid/{name}": value for name, value in scores.items()})
+    return scores
+
+
+def validate_clips(
+    codec: Codec,
+    clips: Iterator[ValidationClip],
+    judge: Callable[[ValidationClip], dict[str, float]] | None = None,
+) -> Iterator[ValidatedClip]:
+    """Scores each clip; the codec is used as it is (call `eval()` before).
+
+    `judge` gives further scores of a clip, such as its distillation losses.
+    """
     sample_rate = codec.config.sample_rate
     for clip in clips:
         reference = clip.waveform[0, 0].numpy()
         decoded = codec.decode(codec.encode(clip.waveform))[0].cpu().numpy()
-        scores = {}
+        scores = {} if judge is None else judge(clip)
         for name, measure in MEASURES.items():
             try:
                 scores[name] = measure(reference, decoded, sample_rate)
@@ -51,10 +107,14 @@ def mean_scores(scores: list[dict[str, float]]) -> dict[str, float]:
     """
     everything: list[dict[str, float]] = gather_object(scores)
     means = {}
-    for name in MEASURES:
+    further = sorted({name for each in everything for name in each if name not in MEASURES})
+    for name in [*MEASURES, *further]:
         values = sorted(each[name] for each in everything if name in each)
         if values:
             means[name] = float(np.mean(values))
+        if len(values) < len(everything):
+            missing = len(everything) - len(values)
+            logger.info("%s has no value for %d of %d clips", name, missing, len(everything))
     return means
 
 
@@ -63,18 +123,3 @@ def is_better(measure: str, value: float, best: float | None) -> bool:
     if best is None:
         return True
     return value < best if measure == "mel_distance" else value > best
-
-
-def log_mel_image(waveform: Waveform, sample_rate: int) -> np.ndarray:
-    """Log-mel spectrogram [M, L] of a waveform [T] for a look at it."""
-    from dmcodec.spectral import log_mel_spectrogram
-
-    mel = log_mel_spectrogram(
-        torch.from_numpy(waveform)[None],
-        sample_rate=sample_rate,
-        n_fft=1024,
-        hop_length=256,
-        win_length=1024,
-        num_mels=80,
-    )
-    return mel[0].numpy()

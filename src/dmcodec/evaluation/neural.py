@@ -1,0 +1,303 @@
+"""Codecs that run in torch as systems: ours, the published checkpoints, and those in transformers.
+
+Speech is resampled to the codec's rate before encoding; bits are codes times bits per code.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from hashlib import blake2b
+from math import log2, prod
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from dmcodec.audio import Waveform, resample
+from dmcodec.codec.model import Codec, Encoded
+from dmcodec.evaluation.requirements import import_package
+from dmcodec.evaluation.systems import Reconstruction, System, SystemFacts, SystemSpec
+
+Result = TypeVar("Result")
+
+
+def open_codec(spec: SystemSpec, device: str) -> System:
+    """The codec of a `dmcodec`, `published` or `transformers` specification."""
+    if spec.kind == "transformers":
+        return TransformersCodec(spec, device)
+    if spec.kind == "published":
+        from dmcodec.codec.published import load_published
+
+        config, separator, checkpoint = spec.argument.partition(",")
+        if not separator:
+            raise ValueError(
+                f"published:{spec.argument}: write published:CONFIG.json,CHECKPOINT.pt"
+            )
+        return OurCodec(load_published(Path(config), Path(checkpoint)), spec, device)
+    from dmcodec.codec.checkpoint import load
+
+    return OurCodec(load(None if spec.argument == "bundled" else spec.argument), spec, device)
+
+
+class OurCodec:
+    """A `dmcodec.codec.model.Codec` with a range of its books."""
+
+    def __init__(self, codec: Codec, spec: SystemSpec, device: str) -> None:
+        config = codec.config
+        self._codec = codec.to(device).eval()
+        self._first, self._stop = _book_range(spec, config.quantizer.num_codebooks)
+        self._bits_per_code = log2(config.quantizer.codebook_size)
+        books = self._stop - self._first
+        num_parameters = sum(p.numel() for p in codec.parameters())
+        self.facts = SystemFacts(
+            identity=f"{codec.fingerprint()} books {self._first + 1}:{self._stop}",
+            family=codec.model_id,
+            description=_with_books(codec.model_id, self._first, self._stop),
+            nominal_kbps=config.frame_rate * books * self._bits_per_code / 1000,
+            sample_rate=config.sample_rate,
+            frame_rate=config.frame_rate,
+            num_codebooks=books,
+            codebook_size=config.quantizer.codebook_size,
+            num_parameters=num_parameters + codec.quantizer.codebooks.numel(),
+            delay_samples=spec.delay_samples or 0,
+        )
+
+    def reconstruct(
+        self, waveform: Waveform, sample_rate: int, utterance_id: str
+    ) -> Reconstruction:
+        """Encodes with the books up to the last, decodes with the chosen ones."""
+        rate = self._codec.config.sample_rate
+        signal = resample(waveform, sample_rate, rate)
+
+        def encode() -> Encoded:
+            encoded = self._codec.encode(signal, num_codebooks=self._stop)
+            return encoded.select_codebooks(self._first, self._stop)
+
+        encoded, encode_s = _timed(encode, self._codec.device)
+        decoded, decode_s = _timed(lambda: self._codec.decode(encoded), self._codec.device)
+        codes = encoded.item(0).cpu().numpy()
+        num_bits = round(codes.size * self._bits_per_code)
+        return Reconstruction(decoded[0].cpu().numpy(), rate, num_bits, codes, encode_s, decode_s)
+
+
+class CodecFamily(Protocol):
+    """How one family of transformers codecs is called; waveforms are [1, 1, T]."""
+
+    def __call__(self, model: Any, name: str) -> "FamilyCalls":
+        """The calls of a loaded model."""
+        ...
+
+
+@dataclass(frozen=True)
+class FamilyCalls:
+    """Numbers and calls of a loaded transformers codec.
+
+    encode: (waveform [1, C, T], number of books) to codes [K, L] and whatever decode needs.
+    decode: what encode gave, to [1, C, T'].
+    """
+
+    num_codebooks: int
+    codebook_size: int
+    frame_rate: float
+    encode: Callable[[Tensor, int], tuple[Tensor, Any]]
+    decode: Callable[[Any], Tensor]
+    num_channels: int = 1
+
+
+class TransformersCodec:
+    """EnCodec, DAC, Mimi, X-Codec or X-Codec-2, by folder or Hub name, with its first books."""
+
+    def __init__(self, spec: SystemSpec, device: str) -> None:
+        transformers = import_package("transformers", f"the codec {spec.argument}")
+        config = transformers.AutoConfig.from_pretrained(spec.argument)
+        if config.model_type not in _FAMILIES:
+            raise ValueError(
+                f"transformers:{spec.argument} is a {config.model_type!r}; codecs that are known "
+                f"here: {', '.join(_FAMILIES)} (others: folder:DIR or command:TEMPLATE)"
+            )
+        model = transformers.AutoModel.from_pretrained(spec.argument).to(device).eval()
+        self._calls = _FAMILIES[config.model_type](model, spec.argument)
+        first, self._books = _book_range(spec, self._calls.num_codebooks)
+        if first:
+            raise ValueError(f"{spec.name}: of transformers codecs only books from 1 on: @1:N")
+        self._device = torch.device(device)
+        self._rate = int(config.sampling_rate)
+        self._bits_per_code = log2(self._calls.codebook_size)
+        self.facts = SystemFacts(
+            identity=f"{_weights_hash(model)} books 1:{self._books} "
+            f"transformers {transformers.__version__}",
+            family=config.model_type,
+            description=_with_books(f"{config.model_type} {spec.argument}", 0, self._books),
+            nominal_kbps=self._calls.frame_rate * self._books * self._bits_per_code / 1000,
+            sample_rate=self._rate,
+            frame_rate=self._calls.frame_rate,
+            num_codebooks=self._books,
+            codebook_size=self._calls.codebook_size,
+            num_parameters=sum(p.numel() for p in model.parameters()),
+            delay_samples=spec.delay_samples or 0,
+        )
+
+    @torch.inference_mode()
+    def reconstruct(
+        self, waveform: Waveform, sample_rate: int, utterance_id: str
+    ) -> Reconstruction:
+        """Encodes and decodes; stereo models get the same signal twice, their mean is kept."""
+        signal = torch.from_numpy(resample(waveform, sample_rate, self._rate)).to(self._device)
+        batch = signal.expand(1, self._calls.num_channels, -1)  # [1, C, T]
+        (codes, state), encode_s = _timed(
+            lambda: self._calls.encode(batch, self._books), self._device
+        )
+        decoded, decode_s = _timed(lambda: self._calls.decode(state), self._device)
+        num_bits = round(codes.numel() * self._bits_per_code)
+        return Reconstruction(
+            decoded[0].mean(dim=0).float().cpu().numpy(),
+            self._rate,
+            num_bits,
+            codes.cpu().numpy(),
+            encode_s,
+            decode_s,
+        )
+
+
+def _encodec(model: Any, name: str) -> FamilyCalls:
+    config = model.config
+    bits = log2(config.codebook_size)
+
+    def encode(waveform: Tensor, books: int) -> tuple[Tensor, Any]:
+        needed_kbps = books * bits * config.frame_rate / 1000
+        kbps = min(k for k in config.target_bandwidths if k >= needed_kbps - 1e-6)
+        mask = torch.ones_like(waveform[:, 0], dtype=torch.bool)
+        output = model.encode(waveform, padding_mask=mask, bandwidth=kbps)
+        chunks = [chunk[:, :books] for chunk in output.audio_codes]  # each [1, K, L]
+        codes = torch.cat(chunks, dim=-1)[0]
+        state = (torch.stack(chunks), output.audio_scales, mask, output.last_frame_pad_length)
+        return codes, state
+
+    def decode(state: Any) -> Tensor:
+        codes, scales, mask, padding = state
+        output = model.decode(codes, scales, mask, last_frame_pad_length=padding)
+        return output.audio_values
+
+    books = min(
+        config.num_quantizers,
+        round(max(config.target_bandwidths) * 1000 / (config.frame_rate * bits)),
+    )
+    return FamilyCalls(
+        books, config.codebook_size, config.frame_rate, encode, decode, config.audio_channels
+    )
+
+
+def _dac(model: Any, name: str) -> FamilyCalls:
+    config = model.config
+
+    def encode(waveform: Tensor, books: int) -> tuple[Tensor, Any]:
+        codes = model.encode(_pad(waveform, config.hop_length), n_quantizers=books).audio_codes
+        return codes[0], codes
+
+    def decode(codes: Any) -> Tensor:
+        return model.decode(audio_codes=codes).audio_values.reshape(1, 1, -1)
+
+    frame_rate = config.sampling_rate / config.hop_length
+    return FamilyCalls(config.n_codebooks, config.codebook_size, frame_rate, encode, decode)
+
+
+def _mimi(model: Any, name: str) -> FamilyCalls:
+    config = model.config
+
+    def encode(waveform: Tensor, books: int) -> tuple[Tensor, Any]:
+        codes = model.encode(waveform, num_quantizers=books).audio_codes
+        return codes[0], codes
+
+    def decode(codes: Any) -> Tensor:
+        return model.decode(codes).audio_values
+
+    return FamilyCalls(
+        config.num_quantizers, config.codebook_size, config.frame_rate, encode, decode
+    )
+
+
+def _xcodec(model: Any, name: str) -> FamilyCalls:
+    config = model.config
+
+    def encode(waveform: Tensor, books: int) -> tuple[Tensor, Any]:
+        bandwidth = max(config.target_bandwidths)
+        codes = model.encode(_pad(waveform, config.hop_length), bandwidth=bandwidth).audio_codes
+        return codes[0, :books], codes[:, :books]
+
+    def decode(codes: Any) -> Tensor:
+        return model.decode(codes).audio_values
+
+    frame_rate = config.sample_rate / config.hop_length
+    return FamilyCalls(config.num_quantizers, config.codebook_size, frame_rate, encode, decode)
+
+
+def _xcodec2(model: Any, name: str) -> FamilyCalls:
+    config = model.config
+    transformers = import_package("transformers", "X-Codec-2")
+    extractor = transformers.AutoFeatureExtractor.from_pretrained(name)
+
+    def encode(waveform: Tensor, books: int) -> tuple[Tensor, Any]:
+        inputs = extractor(
+            audio=waveform[0, 0].cpu().numpy(),
+            sampling_rate=config.sampling_rate,
+            return_tensors="pt",
+        ).to(waveform.device)
+        codes = model.encode(**inputs).audio_codes
+        return codes[0], codes
+
+    def decode(codes: Any) -> Tensor:
+        return model.decode(codes).audio_values
+
+    frame_rate = config.sampling_rate / config.hop_length
+    return FamilyCalls(1, prod(config.quantization_levels), frame_rate, encode, decode)
+
+
+_FAMILIES: dict[str, CodecFamily] = {
+    "encodec": _encodec,
+    "dac": _dac,
+    "mimi": _mimi,
+    "xcodec": _xcodec,
+    "xcodec2": _xcodec2,
+}
+
+
+def _book_range(spec: SystemSpec, num_codebooks: int) -> tuple[int, int]:
+    """First book from 0 and stop; all books when the specification names none."""
+    if spec.first_book is None or spec.last_book is None:
+        return 0, num_codebooks
+    if spec.last_book > num_codebooks:
+        raise ValueError(
+            f"{spec.name}: books {spec.first_book} to {spec.last_book} asked for, the codec has "
+            f"{num_codebooks}"
+        )
+    return spec.first_book - 1, spec.last_book
+
+
+def _with_books(name: str, first: int, stop: int) -> str:
+    return f"{name}, book {stop}" if stop == first + 1 else f"{name}, books {first + 1} to {stop}"
+
+
+def _pad(waveform: Tensor, hop_length: int) -> Tensor:
+    """Zeros at the end until whole frames are full."""
+    return nn.functional.pad(waveform, (0, -waveform.shape[-1] % hop_length))
+
+
+def _timed(function: Callable[[], Result], device: torch.device) -> tuple[Result, float]:
+    """A function's result and its wall time, with the device's work done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    started = time.perf_counter()
+    result = function()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return result, time.perf_counter() - started
+
+
+def _weights_hash(model: nn.Module) -> str:
+    digest = blake2b(digest_size=8)
+    for name, weight in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(np.ascontiguousarray(weight.detach().float().cpu().numpy()).tobytes())
+    return digest.hexdigest()

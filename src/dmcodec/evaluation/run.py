@@ -1,0 +1,274 @@
+"""The whole evaluation, top to bottom: clips, reconstructions, scores, rows, summary, report.
+
+Everything that is done is kept in the output folder and not done again: stop it at any time and
+give the same command to go on.
+"""
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from dmcodec.evaluation.about import EvaluationConfig, describe
+from dmcodec.evaluation.execution import open_executor
+from dmcodec.evaluation.intelligibility import make_normalizer
+from dmcodec.evaluation.protocols import choose_clips, hash_clips
+from dmcodec.evaluation.reconstruct import (
+    SystemRun,
+    prepare_originals,
+    run_system,
+    use_one_thread,
+)
+from dmcodec.evaluation.report import write_report
+from dmcodec.evaluation.requirements import import_package
+from dmcodec.evaluation.rows import Row, WordContext, make_row
+from dmcodec.evaluation.scoring import (
+    GROUPS,
+    ScoreTask,
+    cache_key,
+    group_identity,
+    score_in_process,
+    start_process,
+    why_not,
+)
+from dmcodec.evaluation.storage import (
+    CachedScores,
+    SoundRecord,
+    Workspace,
+    write_json_lines,
+    write_text,
+)
+from dmcodec.evaluation.streams import align_originals, summarize_codes
+from dmcodec.evaluation.summary import CodesSummary, Summary, summarize
+from dmcodec.evaluation.systems import ORIGINAL, SystemSpec, parse_systems
+from dmcodec.evaluation.tables import to_csv, to_markdown
+from dmcodec.evaluation.versa import export_versa
+from dmcodec.manifest import Utterance, read_manifests
+
+logger = logging.getLogger(__name__)
+
+Progress = Callable[[str, int, int], None]
+"""Called with what is being done, how many of it are done, and how many there are."""
+
+Sounds = Mapping[tuple[str, str], SoundRecord]
+"""(system, clip) to the record of each finished sound, the originals included."""
+
+Keys = Mapping[tuple[str, str], Mapping[str, str]]
+"""(system, clip) to the cache key of each group of measures that can be computed."""
+
+
+class EvaluationStopped(ValueError):
+    """The evaluation cannot go on by itself; the message says why and what to do."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What an evaluation gave; `failed_share` of the reconstructions are missing."""
+
+    summary: Summary
+    rows: list[Row]
+    failed_share: float
+
+
+def evaluate(
+    config: EvaluationConfig, output: Path, progress: Progress = lambda stage, done, total: None
+) -> Evaluation:
+    """Evaluates every system and writes rows, summary, tables and the report into `output`.
+
+    Raises:
+        FileNotFoundError: a manifest, model, program or folder is not there.
+        ValueError: a wrong choice, or a package that a system needs is not installed.
+        EvaluationStopped: a process died; what it had done is kept.
+    """
+    specs = parse_systems(config.systems, config.kbps, config.delay_samples)
+    reference = _check_names(config, [spec.name for spec in specs])
+    import_package("PIL.Image", "the report")  # better now than after hours of work
+    workspace = Workspace(output)
+
+    listed = choose_clips(read_manifests(config.manifests), config.protocol, config.num_clips)
+    lost = prepare_originals(listed, workspace, partial(progress, "originals"))
+    utterances = [u for u in listed if u.id not in lost]
+    if not utterances:
+        raise ValueError(f"none of the {len(listed)} originals can be read: {lost.popitem()[1]}")
+    runs = {s.name: _run_alone(s, utterances, workspace, config, progress) for s in specs}
+    sounds = _collect_sounds(utterances, runs, workspace)
+
+    reasons = {group: why_not(group, config.scoring) for group in config.measures}
+    unavailable = {group: reason for group, reason in reasons.items() if reason is not None}
+    keys = _plan(config, sounds, unavailable)
+    _compute_scores(keys, workspace, config, progress)
+    rows = _make_rows(config, utterances, runs, sounds, keys, unavailable, workspace)
+
+    codes: dict[str, CodesSummary] = {}
+    if "codes" in config.measures:
+        phones = align_originals(utterances, sounds, workspace, partial(progress, "phones"))
+        codes = {
+            name: summarize_codes(name, run.facts, sounds, phones, workspace, config.seed)
+            for name, run in runs.items()
+            if run.facts.num_codebooks is not None
+        }
+    progress("statistics and report", 0, 1)
+    clips_hash = hash_clips(utterances, lambda clip: sounds[ORIGINAL, clip].sound_hash)
+    about = describe(config, utterances, clips_hash, lost)
+    summary = summarize(config, about, reference, runs, rows, codes)
+    _write_results(config, output, summary, rows, utterances, workspace)
+    progress("statistics and report", 1, 1)
+    num_failed = len(lost) * len(runs) + sum(len(run.failures) for run in runs.values())
+    return Evaluation(summary, rows, num_failed / (len(listed) * len(runs)))
+
+
+def _check_names(config: EvaluationConfig, systems: Sequence[str]) -> str:
+    """Checks the names of measures and of the reference, which it gives."""
+    unknown = [group for group in config.measures if group not in GROUPS]
+    if unknown:
+        raise ValueError(f"no group of measures {unknown[0]!r}; there are {', '.join(GROUPS)}")
+    if config.reference is not None and config.reference not in (ORIGINAL, *systems):
+        raise ValueError(f"the reference {config.reference!r} is none of {', '.join(systems)}")
+    return config.reference or systems[0]
+
+
+def _run_alone(
+    spec: SystemSpec,
+    utterances: Sequence[Utterance],
+    workspace: Workspace,
+    config: EvaluationConfig,
+    progress: Progress,
+) -> SystemRun:
+    """All clips through one system, which has a process to itself: times and memory are its own."""
+    with open_executor(min(1, config.num_processes), use_one_thread) as executor:
+        try:
+            return run_system(
+                spec,
+                [utterance.id for utterance in utterances],
+                workspace,
+                executor,
+                device=config.scoring.device,
+                is_own_process=config.num_processes > 0,
+                progress=partial(progress, f"reconstructing: {spec.name}"),
+            )
+        except BrokenProcessPool as error:
+            raise EvaluationStopped(
+                f"the process of system {spec.name} died (out of memory?); what was done is kept"
+            ) from error
+
+
+def _collect_sounds(
+    utterances: Sequence[Utterance], runs: Mapping[str, SystemRun], workspace: Workspace
+) -> Sounds:
+    """Records of all sounds that are up to date."""
+    found = {}
+    for name in (ORIGINAL, *runs):
+        for utterance in utterances:
+            record = workspace.read_sound_record(name, utterance.id)
+            is_failed = name != ORIGINAL and utterance.id in runs[name].failures
+            if record is not None and not is_failed:
+                found[name, utterance.id] = record
+    return found
+
+
+def _plan(config: EvaluationConfig, sounds: Sounds, unavailable: Mapping[str, str]) -> Keys:
+    """The cache key of everything that can be computed."""
+    groups = [g for g in config.measures if g not in unavailable and GROUPS[g].measures]
+    identities = {group: group_identity(group, config.scoring) for group in groups}
+    plan = {}
+    for (system, clip), record in sounds.items():
+        original_hash = sounds[ORIGINAL, clip].sound_hash
+        plan[system, clip] = {
+            group: cache_key(group, identities[group], original_hash, record.sound_hash)
+            for group in groups
+        }
+    return plan
+
+
+def _compute_scores(
+    keys: Keys, workspace: Workspace, config: EvaluationConfig, progress: Progress
+) -> None:
+    """Computes what is not in the cache yet, clip by clip, in processes."""
+    tasks = _missing_scores(keys, workspace)
+    total = sum(len(groups) for task in tasks for _, groups in task.wanted)
+    done = 0
+    progress("scoring", done, total)
+    prepare = partial(start_process, config.scoring, workspace)
+    with open_executor(config.num_processes, prepare) as executor:
+        futures = [executor.submit(score_in_process, task) for task in tasks]
+        try:
+            for future in as_completed(futures):
+                done += future.result()
+                progress("scoring", done, total)
+        except BrokenProcessPool as error:
+            raise EvaluationStopped(
+                "a scoring process died (out of memory?): give the same command to go on, with "
+                "fewer processes if it happens again"
+            ) from error
+
+
+def _missing_scores(keys: Keys, workspace: Workspace) -> list[ScoreTask]:
+    """What the cache lacks, clip by clip, in the order of the clips."""
+    seen = set(workspace.read_cache())
+    wanted: dict[str, list[tuple[Path, tuple[tuple[str, str], ...]]]] = {}
+    for (system, clip), groups in keys.items():
+        lacking = tuple((group, key) for group, key in groups.items() if key not in seen)
+        if lacking:
+            wanted.setdefault(clip, []).append((workspace.sound_path(system, clip), lacking))
+            seen.update(key for _, key in lacking)  # two systems may give the same sound
+    return [
+        ScoreTask(workspace.sound_path(ORIGINAL, clip), tuple(pairs))
+        for clip, pairs in wanted.items()
+    ]
+
+
+def _make_rows(
+    config: EvaluationConfig,
+    utterances: Sequence[Utterance],
+    runs: Mapping[str, SystemRun],
+    sounds: Sounds,
+    keys: Keys,
+    unavailable: Mapping[str, str],
+    workspace: Workspace,
+) -> list[Row]:
+    """One row for each system and clip, the originals first."""
+    cache = workspace.read_cache()
+    normalize = make_normalizer(config.normalizer)
+    rows = []
+    for name in (ORIGINAL, *runs):
+        for utterance in utterances:
+            pair = (name, utterance.id)
+            if pair in sounds:
+                found = {group: cache[key] for group, key in keys[pair].items()}
+                results: dict[str, CachedScores | str] = {**found, **unavailable}
+            else:
+                reason = f"not reconstructed: {runs[name].failures[utterance.id]}"
+                results = dict.fromkeys(config.measures, reason)
+            heard = keys[ORIGINAL, utterance.id].get("words")
+            words = WordContext(normalize, cache[heard].text) if heard else None
+            num_samples = sounds[ORIGINAL, utterance.id].num_samples
+            rows.append(make_row(name, utterance, num_samples, sounds.get(pair), results, words))
+    return rows
+
+
+def _write_results(
+    config: EvaluationConfig,
+    output: Path,
+    summary: Summary,
+    rows: Sequence[Row],
+    utterances: Sequence[Utterance],
+    workspace: Workspace,
+) -> None:
+    write_json_lines(output / "rows.jsonl", (row.model_dump() for row in rows))
+    write_text(output / "summary.json", summary.model_dump_json(indent=1))
+    write_text(output / "table.md", to_markdown(summary))
+    write_text(output / "table.csv", to_csv(summary))
+    write_report(
+        summary,
+        rows,
+        workspace,
+        output / "report.html",
+        texts={u.id: u.text for u in utterances if u.text},
+        played=config.played,
+        max_bytes=config.max_report_bytes,
+    )
+    if config.export == "versa":
+        export_versa(output / "versa", utterances, rows, workspace)

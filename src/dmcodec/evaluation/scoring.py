@@ -1,0 +1,327 @@
+"""Which measures are computed together, by which package, and the scoring of one clip.
+
+A group is what is computed and cached as one: measures that share work. Every outcome is a number
+or the reason why there is none.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from dmcodec import quality
+from dmcodec.audio import SAMPLE_RATE, Waveform, read_audio
+from dmcodec.config import Record
+from dmcodec.evaluation import perceptual, pitch, signal
+from dmcodec.evaluation.intelligibility import (
+    Recognizer,
+    load_recognizer,
+    recognizer_identity,
+)
+from dmcodec.evaluation.requirements import package_versions, why_unavailable
+from dmcodec.evaluation.speaker import (
+    SpeakerModel,
+    cosine_similarity,
+    load_speaker_model,
+    speaker_model_identity,
+)
+from dmcodec.evaluation.storage import CachedScores, Workspace, hash_text
+from dmcodec.quality import Unmeasurable
+
+Outcomes = dict[str, float | Unmeasurable]
+
+
+class ScoringConfig(Record):
+    """Choices that change scores.
+
+    Models are names that `load_recognizer` and `load_speaker_model` know; `utmos` is a TorchScript
+    file.
+    """
+
+    recognizer: str = "pocketsphinx"
+    speaker_model: str = "resemblyzer"
+    utmos: Path | None = None
+    device: str = "cpu"
+
+
+class Models:
+    """The models of one process, each loaded when first needed."""
+
+    def __init__(self, config: ScoringConfig) -> None:
+        self.config = config
+
+    @cached_property
+    def recognizer(self) -> Recognizer:
+        """Speech to text."""
+        return load_recognizer(self.config.recognizer, self.config.device)
+
+    @cached_property
+    def speaker_model(self) -> SpeakerModel:
+        """Speech to a vector for its speaker."""
+        return load_speaker_model(self.config.speaker_model, self.config.device)
+
+
+class Original:
+    """One original, with the analyses that all systems are compared with made once."""
+
+    def __init__(self, waveform: Waveform, models: Models) -> None:
+        self.waveform = waveform
+        self.models = models
+
+    @cached_property
+    def pitch(self) -> pitch.PitchTrack:
+        """Its F0."""
+        return pitch.track_pitch(self.waveform, SAMPLE_RATE)
+
+    @cached_property
+    def embedding(self) -> NDArray[np.float32]:
+        """The vector of its speaker."""
+        return self.models.speaker_model.embed(self.waveform, SAMPLE_RATE)
+
+
+@dataclass(frozen=True)
+class Group:
+    """Measures that are computed together.
+
+    compute: the original and an estimate of the same length to an outcome for each measure.
+    modules: packages it imports. distributions: packages whose versions change its results.
+    uses_original: whether results depend on the original. revision: raised when our own code
+    changes results, so that cached ones are not taken for new ones.
+    """
+
+    measures: tuple[str, ...]
+    compute: Callable[[Original, Waveform], Outcomes]
+    modules: tuple[str, ...] = ()
+    distributions: tuple[str, ...] = ()
+    uses_original: bool = True
+    revision: int = 1
+
+
+def _attempt(measure: Callable[..., float], *arguments: object) -> float | Unmeasurable:
+    """The measure's value, or the reason why it has none as a value."""
+    try:
+        return measure(*arguments)
+    except Unmeasurable as reason:
+        return reason
+
+
+def _signal(original: Original, estimate: Waveform) -> Outcomes:
+    pair = (original.waveform, estimate)
+    return {
+        "mel_distance": _attempt(quality.mel_distance, *pair, SAMPLE_RATE),
+        "stft_distance": _attempt(signal.stft_distance, *pair),
+        "mcd": _attempt(signal.mel_cepstral_distortion, *pair, SAMPLE_RATE),
+        "si_sdr": _attempt(signal.si_sdr, *pair),
+        "level_difference": _attempt(signal.level_difference_db, *pair),
+        "delay": _attempt(signal.delay_ms, *pair, SAMPLE_RATE),
+    }
+
+
+def _stoi(original: Original, estimate: Waveform) -> Outcomes:
+    pair = (original.waveform, estimate)
+    return {
+        "stoi": _attempt(quality.stoi, *pair, SAMPLE_RATE),
+        "estoi": _attempt(perceptual.estoi, *pair, SAMPLE_RATE),
+    }
+
+
+def _pesq(original: Original, estimate: Waveform) -> Outcomes:
+    pair = (original.waveform, estimate)
+    return {
+        "pesq": _attempt(quality.pesq_wb, *pair, SAMPLE_RATE),
+        "pesq_nb": _attempt(perceptual.pesq_nb, *pair, SAMPLE_RATE),
+    }
+
+
+def _visqol(original: Original, estimate: Waveform) -> Outcomes:
+    pair = (original.waveform, estimate)
+    return {"visqol": _attempt(perceptual.visqol, *pair, SAMPLE_RATE, "speech")}
+
+
+def _visqol_audio(original: Original, estimate: Waveform) -> Outcomes:
+    pair = (original.waveform, estimate)
+    return {"visqol_audio": _attempt(perceptual.visqol, *pair, SAMPLE_RATE, "audio")}
+
+
+def _pitch(original: Original, estimate: Waveform) -> Outcomes:
+    tracks = (original.pitch, pitch.track_pitch(estimate, SAMPLE_RATE))
+    return {
+        "f0_corr": _attempt(pitch.f0_correlation, *tracks),
+        "f0_rmse": _attempt(pitch.f0_rmse_hz, *tracks),
+        "voicing_error": _attempt(pitch.voicing_error, *tracks),
+    }
+
+
+def _dnsmos(original: Original, estimate: Waveform) -> Outcomes:
+    try:
+        return dict(perceptual.dnsmos(estimate, SAMPLE_RATE))
+    except Unmeasurable as reason:
+        return {"dnsmos_overall": reason, "dnsmos_p808": reason}
+
+
+def _utmos(original: Original, estimate: Waveform) -> Outcomes:
+    path = original.models.config.utmos
+    return {"utmos": _attempt(perceptual.utmos, estimate, SAMPLE_RATE, path)}
+
+
+def _speaker(original: Original, estimate: Waveform) -> Outcomes:
+    def similarity() -> float:
+        embedding = original.models.speaker_model.embed(estimate, SAMPLE_RATE)
+        return cosine_similarity(original.embedding, embedding)
+
+    return {"spk_similarity": _attempt(similarity)}
+
+
+def _no_scores(original: Original, estimate: Waveform) -> Outcomes:
+    return {}  # words are transcribed by score_clip and counted when rows are put together
+
+
+GROUPS = {
+    "words": Group(
+        ("wer", "wil", "cer", "wer_own", "cer_own"), _no_scores, ("jiwer",), uses_original=False
+    ),
+    "visqol": Group(
+        ("visqol",),
+        _visqol,
+        ("visqol", "ai_edge_litert"),
+        ("visqol-python", "ai-edge-litert"),
+    ),
+    "visqol_audio": Group(("visqol_audio",), _visqol_audio, ("visqol",), ("visqol-python",)),
+    "stoi": Group(("stoi", "estoi"), _stoi, ("pystoi",), ("pystoi",)),
+    "pesq": Group(("pesq", "pesq_nb"), _pesq, ("pesq",), ("pesq",)),
+    "dnsmos": Group(
+        ("dnsmos_overall", "dnsmos_p808"),
+        _dnsmos,
+        ("speechmos", "librosa", "onnxruntime", "requests"),
+        ("speechmos", "librosa", "onnxruntime"),
+        uses_original=False,
+    ),
+    "utmos": Group(("utmos",), _utmos, uses_original=False),
+    "speaker": Group(("spk_similarity",), _speaker),
+    "signal": Group(
+        ("mel_distance", "stft_distance", "mcd", "si_sdr", "level_difference", "delay"), _signal
+    ),
+    "pitch": Group(("f0_corr", "f0_rmse", "voicing_error"), _pitch, ("librosa",), ("librosa",)),
+    "codes": Group((), _no_scores),  # of whole systems: streams.py
+}
+"""Groups by name, in the order of their measures in tables."""
+
+
+_RECOGNIZER_MODULES: dict[str, tuple[str, ...]] = {"pocketsphinx": ("pocketsphinx",)}
+_SPEAKER_MODULES: dict[str, tuple[str, ...]] = {
+    "resemblyzer": ("webrtcvad", "librosa", "resemblyzer")
+}
+
+
+def why_not(name: str, config: ScoringConfig) -> str | None:
+    """Why a group cannot be computed here at all, or None when it can."""
+    modules = GROUPS[name].modules
+    if name == "words":
+        modules += _RECOGNIZER_MODULES.get(config.recognizer, ("transformers",))
+    if name == "speaker":
+        modules += _SPEAKER_MODULES.get(config.speaker_model, ("transformers",))
+    if name == "utmos" and config.utmos is None:
+        return "UTMOS: no weights at hand; name a TorchScript file with --set scoring.utmos=FILE"
+    return why_unavailable(modules, name)
+
+
+def group_identity(name: str, config: ScoringConfig) -> str:
+    """What results of a group depend on besides the sound: versions, models, our revision."""
+    group = GROUPS[name]
+    parts = [name, str(group.revision), repr(package_versions(group.distributions))]
+    if name == "words":
+        parts.append(recognizer_identity(config.recognizer))
+    if name == "speaker":
+        parts.append(speaker_model_identity(config.speaker_model))
+    if name == "utmos":
+        parts.append(str(config.utmos))
+    return hash_text(*parts)
+
+
+def cache_key(name: str, identity: str, original_hash: str, estimate_hash: str) -> str:
+    """The key of a group's scores of one pair, by content."""
+    return hash_text(name, identity, original_hash * GROUPS[name].uses_original, estimate_hash)
+
+
+@dataclass(frozen=True)
+class ScoreTask:
+    """Everything still to be computed for the reconstructions of one clip.
+
+    wanted: pairs of a sound file and the groups that it lacks, as (name, cache key).
+    """
+
+    original: Path
+    wanted: tuple[tuple[Path, tuple[tuple[str, str], ...]], ...]
+
+
+def score_clip(task: ScoreTask, models: Models, workspace: Workspace) -> int:
+    """Computes what the task wants and adds it to the cache; gives the number of groups."""
+    original = Original(read_audio(task.original, sample_rate=SAMPLE_RATE), models)
+    done = 0
+    for path, groups in task.wanted:
+        estimate = read_audio(path, sample_rate=SAMPLE_RATE)
+        for name, key in groups:
+            workspace.append_to_cache(score_group(name, key, original, estimate))
+            done += 1
+    return done
+
+
+def score_group(name: str, key: str, original: Original, estimate: Waveform) -> CachedScores:
+    """One group of measures of one pair; of the group "words" the transcript of the estimate.
+
+    A silent estimate scores as bad: see `SILENT_SCORES`; no word is heard in it.
+    """
+    is_silent = not np.any(estimate)
+    if is_silent and name == "words":
+        return CachedScores(key=key, values={}, missing={}, text="")
+    if is_silent and SILENT_SCORES.keys() >= set(GROUPS[name].measures):
+        values = {measure: SILENT_SCORES[measure] for measure in GROUPS[name].measures}
+        return CachedScores(key=key, values=values, missing={})
+    if name == "words":
+        try:
+            text = original.models.recognizer.transcribe(estimate, SAMPLE_RATE)
+        except Unmeasurable as reason:
+            return CachedScores(key=key, values={}, missing={"transcript": str(reason)})
+        return CachedScores(key=key, values={}, missing={}, text=text)
+    values = {}
+    missing: dict[str, str] = {}
+    for measure, outcome in GROUPS[name].compute(original, estimate).items():
+        if isinstance(outcome, Unmeasurable):
+            missing[measure] = str(outcome)
+        elif not np.isfinite(outcome):
+            missing[measure] = f"{measure}: the package gave {outcome}"
+        else:
+            values[measure] = float(outcome)
+    return CachedScores(key=key, values=values, missing=missing)
+
+
+SILENT_SCORES = {
+    "visqol": 1.0,
+    "visqol_audio": 1.0,
+    "pesq": 1.0,
+    "pesq_nb": 1.0,
+    "dnsmos_overall": 1.0,
+    "dnsmos_p808": 1.0,
+    "utmos": 1.0,
+    "spk_similarity": 0.0,
+}
+"""What a silent estimate gets where the package has no value or a meaningless one: the low end of
+the opinion scale, no similarity. Leaving such clips out of the mean would flatter the system."""
+
+_process: list[tuple[Models, Workspace]] = []
+
+
+def start_process(config: ScoringConfig, workspace: Workspace) -> None:
+    """Makes this process ready for `score_in_process`: one thread, models loaded when needed."""
+    torch.set_num_threads(1)
+    _process[:] = [(Models(config), workspace)]
+
+
+def score_in_process(task: ScoreTask) -> int:
+    """`score_clip` with this process's models."""
+    models, workspace = _process[0]
+    return score_clip(task, models, workspace)

@@ -1,0 +1,219 @@
+"""The summary as Markdown and CSV, for papers and spreadsheets."""
+
+import csv
+import io
+from collections.abc import Sequence
+
+from dmcodec.evaluation.measures import MEASURES, Measure
+from dmcodec.evaluation.statistics import Difference
+from dmcodec.evaluation.summary import Figure, Summary, SystemSummary
+
+MAIN_MEASURES = (
+    "wer",
+    "wil",
+    "wer_own",
+    "visqol",
+    "stoi",
+    "pesq",
+    "spk_similarity",
+    "dnsmos_overall",
+)
+"""Measures of the first table; the paper's four come first."""
+
+_CSV_COLUMNS = (
+    "system",
+    "measure",
+    "value",
+    "low",
+    "high",
+    "clips",
+    "missing",
+    "measured_kbps",
+    "difference",
+    "difference_low",
+    "difference_high",
+    "p_value",
+    "aso",
+)
+
+
+def to_markdown(summary: Summary) -> str:
+    """All tables: main measures, other measures, systems, codes, differences; then the notes."""
+    shown = summary.shown_measures()
+    main = [m for m in shown if m.name in MAIN_MEASURES]
+    others = [m for m in shown if m.name not in MAIN_MEASURES]
+    parts = ["## Systems and main measures", _figures(summary, main, with_kbps=True)]
+    if others:
+        parts += ["## Other measures", _figures(summary, others, with_kbps=False)]
+    parts += ["## What the systems are and cost", _facts(summary)]
+    if any(system.codes for system in summary.systems):
+        parts += ["## Codes", _table(*books_table(summary))]
+    parts += [f"## Differences to {summary.reference}", _differences(summary, main)]
+    parts += ["## Notes", notes(summary)]
+    return "\n\n".join(parts) + "\n"
+
+
+def to_csv(summary: Summary) -> str:
+    """One line for each system and measure, plain values in the units of `summary.json`."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, _CSV_COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    for system in summary.systems:
+        for name, figure in system.figures.items():
+            line: dict[str, object] = {
+                "system": system.name,
+                "measure": name,
+                "clips": 0,
+                "missing": sum(figure.missing.values()),
+                "measured_kbps": system.measured_kbps,
+            }
+            if figure.estimate is not None:
+                e = figure.estimate
+                line |= {"value": e.value, "low": e.low, "high": e.high, "clips": e.num_clips}
+            if name in system.differences:
+                d = system.differences[name]
+                line |= {"difference": d.value, "difference_low": d.low, "difference_high": d.high}
+                line |= {"p_value": d.p_value, "aso": d.aso}
+            writer.writerow(line)
+    return text.getvalue()
+
+
+def notes(summary: Summary) -> str:
+    """Protocol, versions and what could not be computed, as a Markdown list."""
+    lines = [f"- {key}: {value}" for key, value in summary.about.items()]
+    for name, reason in summary.measures_without_values().items():
+        lines.append(f"- {MEASURES[name].label} not computed: {reason}")
+    lines += [f"- {line}" for line in missing_notes(summary)]
+    return "\n".join(lines)
+
+
+def missing_notes(summary: Summary) -> list[str]:
+    """One sentence for each system and reason that takes clips out of a mean, or makes them bad."""
+    empty = summary.measures_without_values()
+    found: dict[tuple[str, str, int], list[str]] = {}
+    for system in summary.systems:
+        for name, figure in system.figures.items():
+            for reason, count in figure.missing.items():
+                if name not in empty:
+                    found.setdefault((system.name, reason, count), []).append(name)
+    silent = [
+        f"{s.name}: {s.num_silent} silent reconstructions, scored at the low end of the scales"
+        for s in summary.systems
+        if s.num_silent
+    ]
+    return silent + [
+        f"{system}: {', '.join(MEASURES[n].label for n in names)} missing for {count} clips: "
+        f"{reason}"
+        for (system, reason, count), names in found.items()
+    ]
+
+
+def show_figure(figure: Figure | None, measure: Measure, num_clips: int) -> str:
+    """`value [low, high]`, with the number of clips where it is not all of them."""
+    if figure is None or figure.estimate is None:
+        return "-"
+    estimate = figure.estimate
+    text = (
+        f"{measure.show(estimate.value)} "
+        f"[{measure.show(estimate.low)}, {measure.show(estimate.high)}]"
+    )
+    return text if estimate.num_clips == num_clips else f"{text} (n={estimate.num_clips})"
+
+
+def show_difference(difference: Difference, measure: Measure) -> str:
+    """`+value [low, high]`, p and the stochastic order."""
+    sign = "+" if difference.value >= 0 else ""
+    p_value = "<0.001" if difference.p_value < 0.001 else f"{difference.p_value:.3f}"
+    return (
+        f"{sign}{measure.show(difference.value)} "
+        f"[{measure.show(difference.low)}, {measure.show(difference.high)}], p={p_value}, "
+        f"ε={difference.aso:.2f}"
+    )
+
+
+def facts_of(system: SystemSummary) -> dict[str, str]:
+    """What a system is and costs, ready to show; `-` where unknown."""
+    facts = system.facts
+    books = "-"
+    if facts.num_codebooks is not None:
+        books = f"{facts.num_codebooks} x {facts.codebook_size}"
+    return {
+        "what": facts.description,
+        "kbps nominal": _number(facts.nominal_kbps, "{:.3g}"),
+        "kbps measured": _number(system.measured_kbps, "{:.2f}"),
+        "frames/s": _number(facts.frame_rate, "{:g}"),
+        "books": books,
+        "parameters": _number(facts.num_parameters, "{:.2f} M", 1e-6),
+        "encode RTF": _number(system.encode_rtf, "{:.3f}"),
+        "decode RTF": _number(system.decode_rtf, "{:.3f}"),
+        "1 s encoded and decoded in": _number(system.first_packet_s, "{:.0f} ms", 1000),
+        "peak memory": _number(system.peak_memory_mb, "{:.0f} MB"),
+        "clips failed": str(len(system.failed)),
+    }
+
+
+def _figures(summary: Summary, measures: Sequence[Measure], *, with_kbps: bool) -> str:
+    head = ["system"] + (["kbps"] if with_kbps else []) + [m.heading for m in measures]
+    rows = []
+    for system in summary.systems:
+        cells = [system.name] + ([_number(system.kbps, "{:.2f}")] if with_kbps else [])
+        cells += [show_figure(system.figures.get(m.name), m, system.num_clips) for m in measures]
+        rows.append(cells)
+    return _table(head, rows)
+
+
+def _facts(summary: Summary) -> str:
+    rows = [[s.name, *facts_of(s).values()] for s in summary.systems]
+    return _table(["system", *facts_of(summary.systems[0])], rows)
+
+
+def books_table(summary: Summary) -> tuple[list[str], list[list[str]]]:
+    """Headings and lines, one for each book of each system that has codes."""
+    head = ["system", "book", "usage %", "perplexity", "entropy, bits", "saved by ideal coder %"]
+    head += ["stream perplexity", "phone information %", "by chance %"]
+    rows = []
+    for system in summary.systems:
+        if system.codes is None:
+            continue
+        informed = system.codes.phones or (None,) * len(system.codes.books)
+        for number, (book, phones) in enumerate(zip(system.codes.books, informed, strict=True)):
+            rows.append(
+                [
+                    system.name,
+                    str(number + 1),
+                    f"{100 * book.usage:.1f}",
+                    f"{book.perplexity:.0f}",
+                    f"{book.entropy_bits:.2f}",
+                    f"{100 * book.saved:.1f}",
+                    _number(book.stream_perplexity, "{:.0f}"),
+                    _number(phones.share if phones else None, "{:.1f}", 100),
+                    _number(phones.chance if phones else None, "{:.1f}", 100),
+                ]
+            )
+    return head, rows
+
+
+def _differences(summary: Summary, measures: Sequence[Measure]) -> str:
+    rows = []
+    for system in summary.systems:
+        if system.name == summary.reference:
+            continue
+        cells = [system.name]
+        for measure in measures:
+            difference = system.differences.get(measure.name)
+            cells.append("-" if difference is None else show_difference(difference, measure))
+        rows.append(cells)
+    explained = (
+        "Paired over the clips that both have: difference, interval, two-sided p of the paired "
+        "bootstrap, and ε of almost stochastic order (below 0.5: better than the reference)."
+    )
+    return f"{explained}\n\n{_table(['system', *(m.heading for m in measures)], rows)}"
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [list(head), ["---"] + ["---:"] * (len(head) - 1), *rows]
+    return "\n".join("| " + " | ".join(c.replace("|", "/") for c in line) + " |" for line in lines)
+
+
+def _number(value: float | None, pattern: str, scale: float = 1.0) -> str:
+    return "-" if value is None else pattern.format(value * scale)

@@ -1,0 +1,297 @@
+"""Checkpoints, which hold everything a run needs to go on, and what is handed out of them.
+
+A checkpoint is a folder of safetensors and JSON that appears whole (written under a temporary
+name, then renamed), so a run killed at any moment goes on from the last one. It doubles as the
+fine-tuning kit: generator, discriminators, averages and both optimizers; `export_kit` makes one of
+half the size to hand out.
+"""
+
+import json
+import logging
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from dmcodec.codec.conv import add_weight_norm, remove_weight_norm
+from dmcodec.codec.model import Codec, CodecConfig
+from dmcodec.config import ConfigError, build_record
+from dmcodec.training.experiment import Experiment
+from dmcodec.training.state import (
+    StateError,
+    TrainingState,
+    load_module,
+    load_state_tensors,
+    state_tensors,
+    unwrapped,
+)
+
+logger = logging.getLogger(__name__)
+
+_CHECKPOINT_NAME = re.compile(r"step_(\d{8})")
+_LEFTOVER_NAME = re.compile(r"\.(writing|deleting)_step_\d{8}")
+
+# What a resumed run may change: where and how often it reports, and the course of its learning.
+_FREE_ON_RESUME = (
+    "num_steps",
+    "num_workers",
+    "init_from",
+    "checkpoint_every_steps",
+    "keep_last",
+    "log_every_steps",
+    "optimizer",
+    "adversary.optimizer",
+    "data.valid_manifest",
+    "validation",
+)
+_FEATURE_MAP = "feature_map."
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that is damaged, incomplete or of another experiment."""
+
+
+def save_checkpoint(state: TrainingState, experiment: Experiment, folder: Path) -> Path:
+    """Writes `folder/step_00001234`; gives its path."""
+    target = folder / f"step_{state.step:08d}"
+    _delete_leftovers(folder)
+    with _appearing_whole(target) as temporary:
+        for name, tensors in state_tensors(state).items():
+            _save_tensors(tensors, temporary / f"{name}.safetensors")
+        scaler = None if state.scaler is None else state.scaler.state_dict()
+        progress = {"step": state.step, "best": state.best, "gradient_scaler": scaler}
+        _write_text(temporary / "progress.json", json.dumps(progress, indent=2))
+        _write_text(temporary / "experiment.json", experiment.model_dump_json(indent=2))
+    return target
+
+
+def load_checkpoint(state: TrainingState, experiment: Experiment, checkpoint: Path) -> None:
+    """Puts a checkpoint or kit of the same experiment into `state`, in place.
+
+    The experiment may differ in `num_steps` (schedules then end at the new end), in optimizers and
+    in what is measured and kept; differences in the course of learning are logged.
+
+    Raises CheckpointError for a damaged or incomplete checkpoint and for one of another
+    experiment; `state` is then not to be used.
+    """
+    _check_same_run(load_experiment(checkpoint), experiment, checkpoint)
+    progress = _read_json(checkpoint / "progress.json")
+    files = {name: _read_tensors(checkpoint, name) for name in state_tensors(state)}
+    try:
+        load_state_tensors(state, files)
+        state.step, state.best = int(progress["step"]), dict(progress["best"])
+    except (StateError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{checkpoint} is damaged: {error!r}") from error
+    if state.scaler is not None and progress.get("gradient_scaler"):
+        state.scaler.load_state_dict(progress["gradient_scaler"])
+
+
+def load_experiment(checkpoint: Path) -> Experiment:
+    """The experiment saved with a checkpoint."""
+    if not checkpoint.is_dir():
+        raise FileNotFoundError(f"there is no checkpoint {checkpoint}")
+    path = checkpoint / "experiment.json"
+    try:
+        return build_record(Experiment, _read_json(path), source=str(path))
+    except ConfigError as error:
+        raise CheckpointError(str(error)) from error
+
+
+def initialize_from(state: TrainingState, source: Path) -> None:
+    """Starts a run from the weights of a checkpoint, of a kit or of a codec folder (or Hub id).
+
+    From a checkpoint or kit come the averaged codec and, where the run has them, the
+    discriminators; from a codec folder the codec alone. Optimizers start anew.
+
+    Raises CheckpointError where the networks differ.
+    """
+    if (source / "experiment.json").is_file():
+        config, weights = load_experiment(source).codec, _averaged_weights(source)
+    else:
+        codec = Codec.from_pretrained(source)
+        add_weight_norm(codec)
+        config, weights = codec.config, codec.state_dict()
+    target = state.averaged_codec
+    if _network(config) != _network(target.config):
+        raise CheckpointError(f"the codec in {source} has another network than [codec] describes")
+    if config.feature_dim != target.config.feature_dim:
+        # A run may begin with other teachers than its source had, or with none.
+        fresh = target.state_dict()
+        weights = {k: v for k, v in weights.items() if not k.startswith(_FEATURE_MAP)}
+        weights |= {k: v for k, v in fresh.items() if k.startswith(_FEATURE_MAP)}
+    try:
+        load_module(target, weights, "codec")
+        load_module(unwrapped(state.codec), weights, "codec")
+        if state.discriminators is not None and (source / "discriminators.safetensors").is_file():
+            tensors = _read_tensors(source, "discriminators")
+            load_module(unwrapped(state.discriminators), tensors, "discriminators")
+    except StateError as error:
+        raise CheckpointError(f"{source}: {error}") from error
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """Complete checkpoints in a folder, oldest first."""
+    if not folder.is_dir():
+        return []
+    return sorted(path for path in folder.iterdir() if _CHECKPOINT_NAME.fullmatch(path.name))
+
+
+def prune_checkpoints(folder: Path, *, keep_last: int, best_step: int | None) -> None:
+    """Deletes all but the last few checkpoints and the best."""
+    for path in list_checkpoints(folder)[:-keep_last]:
+        if best_step is None or path.name != f"step_{best_step:08d}":
+            _delete(path)
+
+
+def export_codec(codec: Codec, folder: Path, dtype: torch.dtype = torch.float32) -> None:
+    """Writes a codec in training form as a codec folder with plain weights."""
+    # Built anew: copies share their parametrized classes, so removing the weight norm of a copy
+    # would break the original. A run's random state stays as it is.
+    with torch.random.fork_rng(devices=[]):
+        plain = Codec(codec.config)
+    add_weight_norm(plain)
+    plain.load_state_dict(codec.state_dict())
+    remove_weight_norm(plain)
+    plain.save_pretrained(folder, dtype=dtype)
+
+
+def export_kit(checkpoint: Path, folder: Path, dtype: torch.dtype = torch.float16) -> None:
+    """Writes a checkpoint of half the size to hand out, with the codec beside it in plain form.
+
+    The result is a checkpoint: `init_from` takes it, and a run resumes from it when it lies in
+    `checkpoints/` under its `step_...` name. `folder/codec` is the averaged codec as a codec
+    folder. Optimizers are stored in bfloat16 when `dtype` is float16, whose range would round
+    small second moments to zero.
+
+    Args:
+        checkpoint: to export.
+        folder: of the kit; must not exist.
+        dtype: of weights.
+    """
+    if folder.exists():
+        raise ValueError(f"{folder} exists already: name a new folder for the kit")
+    codec = Codec(load_experiment(checkpoint).codec)
+    add_weight_norm(codec)
+    load_module(codec, _averaged_weights(checkpoint), f"{checkpoint}/average")
+    with _appearing_whole(folder) as temporary:
+        for path in sorted(checkpoint.glob("*.safetensors")):
+            is_narrow = dtype == torch.float16 and path.stem.endswith("optimizer")
+            stored = torch.bfloat16 if is_narrow else dtype
+            _save_tensors(
+                # Single numbers count steps, which half precision would round.
+                {
+                    name: value.to(stored) if value.is_floating_point() and value.ndim else value
+                    for name, value in _read_tensors(checkpoint, path.stem).items()
+                },
+                temporary / path.name,
+            )
+        for path in sorted(checkpoint.glob("*.json")):
+            shutil.copyfile(path, temporary / path.name)
+        export_codec(codec, temporary / "codec", dtype)
+
+
+def _check_same_run(saved: Experiment, experiment: Experiment, checkpoint: Path) -> None:
+    """Refuses a checkpoint of another experiment; logs what a resumed run changes of its course."""
+    before, now = (_flat(each.model_dump(mode="json")) for each in (saved, experiment))
+    different = sorted(key for key in before | now if before.get(key) != now.get(key))
+    free = [k for k in different if any(f"{k}.".startswith(f"{each}.") for each in _FREE_ON_RESUME)]
+    refused = [key for key in different if key not in free]
+    if refused:
+        raise CheckpointError(
+            f"{checkpoint} was made with another {', '.join(refused)}: resume with the same"
+            " configuration, or start a new run with init_from"
+        )
+    for key in free:
+        logger.info("changed on resuming: %s from %s to %s", key, before.get(key), now.get(key))
+
+
+def _flat(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested tables as one, with keys `group.key`."""
+    result: dict[str, Any] = {}
+    for key, value in table.items():
+        if isinstance(value, dict):
+            result |= _flat(value, f"{prefix}{key}.")
+        else:
+            result[f"{prefix}{key}"] = value
+    return result
+
+
+def _network(config: CodecConfig) -> dict[str, Any]:
+    """What weights must agree in; how books are learned and the teachers' map may differ."""
+    table = config.model_dump(mode="json", exclude={"feature_dim"})
+    sizes = ("num_codebooks", "codebook_size")
+    return table | {"quantizer": {name: table["quantizer"][name] for name in sizes}}
+
+
+@contextmanager
+def _appearing_whole(target: Path) -> Iterator[Path]:
+    """A temporary folder that takes the place of `target` when the block ends well."""
+    temporary = target.with_name(f".writing_{target.name}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    yield temporary
+    if target.exists():
+        _delete(target)
+    temporary.rename(target)
+
+
+def _delete(folder: Path) -> None:
+    """Deletes a folder; killed on the way, it leaves nothing that looks complete."""
+    doomed = folder.with_name(f".deleting_{folder.name}")
+    folder.rename(doomed)
+    shutil.rmtree(doomed)
+
+
+def _delete_leftovers(folder: Path) -> None:
+    """Removes what a kill left half written or half deleted among the checkpoints."""
+    if folder.is_dir():
+        for path in folder.iterdir():
+            if _LEFTOVER_NAME.fullmatch(path.name):
+                shutil.rmtree(path)
+
+
+def _averaged_weights(checkpoint: Path) -> dict[str, Tensor]:
+    """The averaged codec's tensors under the codec's own names."""
+    tensors = _read_tensors(checkpoint, "average")
+    prefix = "module."
+    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+
+
+def _read_tensors(checkpoint: Path, name: str) -> dict[str, Tensor]:
+    path = checkpoint / f"{name}.safetensors"
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"cannot read {path}: {error}") from error
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        table = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"cannot read {path}: {error}") from error
+    if not isinstance(table, dict):
+        raise CheckpointError(f"{path} holds no JSON object")
+    return table
+
+
+def _save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
+    save_file({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, path)
+    path.chmod(0o644)
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def _write_text(path: Path, text: str) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())

@@ -1,0 +1,64 @@
+"""The features that an experiment wants from stores, computed beforehand: `dmcodec teach`."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from dmcodec.manifest import read_manifests
+from dmcodec.teachers.extract import CodecFrames, ExtractionSummary, extract
+from dmcodec.training.experiment import Experiment
+
+
+def teach(
+    experiment: Experiment,
+    *,
+    num_processes: int = 1,
+    device: str = "cpu",
+    on_progress: Callable[[str, int, int], None] | None = None,
+) -> dict[Path, ExtractionSummary]:
+    """Fills every store that the experiment's teachers name; what is there already is kept.
+
+    The utterances are those of the training manifests and of the validation manifest.
+
+    Args:
+        experiment: with `[distillation]`.
+        num_processes: at work at the same time.
+        device: of the models.
+        on_progress: called with the teacher's name, utterances finished and utterances to do.
+
+    Returns:
+        What was done, by store.
+
+    Raises ValueError when no teacher names a store, and what `extract` raises.
+    """
+    guides = {} if experiment.distillation is None else experiment.distillation.teachers
+    with_store = {name: guide for name, guide in guides.items() if guide.store is not None}
+    if not with_store:
+        raise ValueError(
+            "no teacher of this experiment names a store: set distillation.text.store or "
+            "distillation.speech.store to a folder"
+        )
+    manifests = list(experiment.data.train_manifests)
+    if experiment.data.valid_manifest is not None:
+        manifests.append(experiment.data.valid_manifest)
+    utterances = read_manifests(list(dict.fromkeys(manifests)))
+    frames = CodecFrames(
+        sample_rate=experiment.codec.sample_rate, hop_length=experiment.codec.hop_length
+    )
+    summaries: dict[Path, ExtractionSummary] = {}
+    for name, guide in with_store.items():
+
+        def report(finished: int, total: int, name: str = name) -> None:
+            if on_progress is not None:
+                on_progress(name, finished, total)
+
+        assert guide.store is not None
+        summaries[guide.store] = extract(
+            utterances,
+            guide.store,
+            guide.teacher,
+            frames,
+            num_processes=num_processes,
+            device=device,
+            on_progress=report,
+        )
+    return summaries

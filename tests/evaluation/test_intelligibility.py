@@ -1,0 +1,78 @@
+import numpy as np
+import pytest
+
+from dmcodec.evaluation.intelligibility import (
+    ErrorCounts,
+    count_errors,
+    load_recognizer,
+    make_normalizer,
+)
+from dmcodec.quality import Unmeasurable
+
+
+def test_word_errors_are_those_counted_by_hand() -> None:
+    pytest.importorskip("jiwer", reason="pip install jiwer")
+
+    words, characters = count_errors("one two three four", "one three four five six")
+
+    # "two" is deleted, "five" and "six" are inserted.
+    assert words == ErrorCounts(hits=3, substitutions=0, deletions=1, insertions=2)
+    assert words.error_rate == pytest.approx(3 / 4)
+    assert words.information_lost == pytest.approx(1 - 9 / 20)
+    assert characters.reference_length == len("one two three four")
+
+
+def test_rates_are_those_of_jiwer() -> None:
+    jiwer = pytest.importorskip("jiwer", reason="pip install jiwer")
+    pair = ("he hoped there would be stew for dinner", "he hope there would stew and dinner too")
+
+    words, characters = count_errors(*pair)
+
+    assert words.error_rate == pytest.approx(jiwer.wer(*pair))
+    assert words.information_lost == pytest.approx(jiwer.wil(*pair))
+    assert characters.error_rate == pytest.approx(jiwer.cer(*pair))
+
+
+def test_nothing_recognized_is_all_deletions() -> None:
+    pytest.importorskip("jiwer", reason="pip install jiwer")
+
+    words, _ = count_errors("two words", "")
+
+    assert (words.error_rate, words.information_lost, words.deletions) == (1.0, 1.0, 2)
+
+
+def test_empty_reference_has_no_error_rate() -> None:
+    with pytest.raises(Unmeasurable, match="reference text is empty"):
+        count_errors("", "words")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("Don't STOP, he said — 'now'!", "don't stop he said now"),
+        ("it\u2019s  well-known\nand_so", "it's well known and so"),
+        ("Grün 5 o'clock.", "grün 5 o'clock"),
+        ("...", ""),
+    ],
+)
+def test_basic_normalizer_keeps_words_only(text: str, expected: str) -> None:
+    assert make_normalizer("basic")(text) == expected
+
+
+def test_whisper_normalizer_writes_numbers_as_digits() -> None:
+    pytest.importorskip("transformers", reason="pip install 'dmcodec[eval]'")
+
+    assert make_normalizer("whisper")("TWENTY FIVE dollars, isn't it?") == "$25 is not it"
+
+
+def test_pocketsphinx_hears_a_clip_the_same_whatever_came_before(speech: np.ndarray) -> None:
+    pytest.importorskip("pocketsphinx", reason="pip install 'dmcodec[eval]'")
+    recognizer = load_recognizer("pocketsphinx")
+    clip = speech[:32_000]
+
+    alone = recognizer.transcribe(clip, 16_000)
+    recognizer.transcribe(0.1 * speech[40_000:60_000], 16_000)
+    again = recognizer.transcribe(clip, 16_000)
+
+    assert alone == again
+    assert "army" in alone

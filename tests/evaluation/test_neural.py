@@ -1,0 +1,157 @@
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from dmcodec.codec.model import Codec
+from dmcodec.evaluation.systems import System, open_system, parse_system
+
+
+def open_text(text: str) -> System:
+    return open_system(parse_system(text))
+
+
+def test_our_codec_gives_what_encode_and_decode_give(
+    codec_folder: Path, speech: np.ndarray
+) -> None:
+    codec = Codec.from_pretrained(codec_folder)
+    clip = speech[:8_000]
+    encoded = codec.encode(clip)
+    expected = codec.decode(encoded, num_codebooks=2)[0].numpy()
+
+    system = open_text(f"x=dmcodec:{codec_folder}@1:2")
+    result = system.reconstruct(clip, 16_000, "clip")
+
+    np.testing.assert_array_equal(result.waveform, expected)
+    np.testing.assert_array_equal(result.codes, encoded.codes[0, :2].numpy())
+    assert result.num_bits == 25 * 2 * 6
+    assert system.facts.nominal_kbps == pytest.approx(50 * 2 * 6 / 1000)
+    assert system.facts.num_codebooks == 2
+
+
+def test_a_range_may_leave_the_first_books_out(codec_folder: Path, speech: np.ndarray) -> None:
+    codec = Codec.from_pretrained(codec_folder)
+    encoded = codec.encode(speech[:8_000]).select_codebooks(1, 4)
+
+    result = open_text(f"x=dmcodec:{codec_folder}@2:4").reconstruct(speech[:8_000], 16_000, "clip")
+
+    np.testing.assert_array_equal(result.waveform, codec.decode(encoded)[0].numpy())
+
+
+def test_identity_changes_with_weights_and_books(codec_folder: Path, tmp_path: Path) -> None:
+    codec = Codec.from_pretrained(codec_folder)
+    with torch.no_grad():
+        next(codec.decoder.parameters()).add_(0.1)
+    codec.save_pretrained(tmp_path / "tiny")
+
+    texts = [f"x=dmcodec:{codec_folder}", f"x=dmcodec:{codec_folder}@1"]
+    texts.append(f"x=dmcodec:{tmp_path / 'tiny'}")
+
+    assert len({open_text(text).facts.identity for text in texts}) == 3
+
+
+def test_too_many_books_are_refused(codec_folder: Path) -> None:
+    with pytest.raises(ValueError, match="the codec has 4"):
+        open_text(f"x=dmcodec:{codec_folder}@1:8")
+
+
+def test_published_checkpoints_need_two_files() -> None:
+    with pytest.raises(ValueError, match=r"published:CONFIG.json,CHECKPOINT.pt"):
+        open_text("x=published:only.json")
+
+
+def make_encodec(transformers: Any) -> Any:
+    config = transformers.EncodecConfig(
+        target_bandwidths=[1.5, 3.0],
+        num_filters=2,
+        hidden_size=8,
+        codebook_dim=8,
+        codebook_size=64,
+        num_lstm_layers=1,
+        upsampling_ratios=[8, 5, 4, 2],
+    )
+    return transformers.EncodecModel(config)
+
+
+def make_dac(transformers: Any) -> Any:
+    config = transformers.DacConfig(
+        encoder_hidden_size=4,
+        decoder_hidden_size=32,
+        hidden_size=64,
+        downsampling_ratios=[2, 4, 5, 8],
+        upsampling_ratios=[8, 5, 4, 2],
+        n_codebooks=3,
+        codebook_size=16,
+        codebook_dim=4,
+    )
+    return transformers.DacModel(config)
+
+
+def make_mimi(transformers: Any) -> Any:
+    config = transformers.MimiConfig(
+        hidden_size=32,
+        num_filters=2,
+        codebook_size=32,
+        codebook_dim=8,
+        vector_quantization_hidden_dimension=8,
+        num_quantizers=4,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        head_dim=16,
+        intermediate_size=32,
+        upsample_groups=32,
+    )
+    return transformers.MimiModel(config)
+
+
+@pytest.mark.parametrize(
+    ("make", "books", "frame_rate", "bits"),
+    [(make_encodec, 3, 75.0, 6), (make_dac, 2, 50.0, 4), (make_mimi, 3, 12.5, 5)],
+)
+def test_codecs_of_transformers_run_at_their_own_rate(
+    make: Any, books: int, frame_rate: float, bits: int, tmp_path: Path, speech: np.ndarray
+) -> None:
+    transformers = pytest.importorskip("transformers", reason="pip install 'dmcodec[eval]'")
+    make(transformers).eval().save_pretrained(tmp_path)
+    clip = speech[:16_000]
+
+    system = open_text(f"x=transformers:{tmp_path}@1:{books}")
+    result = system.reconstruct(clip, 16_000, "clip")
+
+    facts, rate = system.facts, result.sample_rate
+    assert (facts.num_codebooks, facts.frame_rate) == (books, frame_rate)
+    assert facts.nominal_kbps == pytest.approx(frame_rate * books * bits / 1000)
+    assert result.codes is not None
+    assert len(result.codes) == books
+    assert result.codes.shape[1] == pytest.approx(frame_rate, abs=1)  # of one second
+    assert result.num_bits == result.codes.size * bits
+    assert len(result.waveform) == pytest.approx(rate, rel=0.05)
+
+
+def test_encodec_with_all_books_is_the_model_called_directly(
+    tmp_path: Path, speech: np.ndarray
+) -> None:
+    transformers = pytest.importorskip("transformers", reason="pip install 'dmcodec[eval]'")
+    model = make_encodec(transformers).eval()
+    model.save_pretrained(tmp_path)
+    from dmcodec.audio import resample
+
+    signal = torch.from_numpy(resample(speech[:16_000], 16_000, 24_000))[None, None]
+    with torch.inference_mode():
+        expected = model(signal, bandwidth=3.0)
+
+    result = open_text(f"x=transformers:{tmp_path}").reconstruct(speech[:16_000], 16_000, "clip")
+
+    np.testing.assert_array_equal(result.codes, expected.audio_codes[0, 0].numpy())
+    torch.testing.assert_close(torch.from_numpy(result.waveform), expected.audio_values[0, 0])
+
+
+def test_other_models_of_transformers_are_refused(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers", reason="pip install 'dmcodec[eval]'")
+    transformers.BertConfig().save_pretrained(tmp_path)
+
+    with pytest.raises(ValueError, match="is a 'bert'; codecs that are known here: encodec"):
+        open_text(f"x=transformers:{tmp_path}")

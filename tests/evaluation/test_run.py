@@ -1,0 +1,307 @@
+"""The whole evaluation on three short clips: results, going on after a kill, the report."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+
+from dmcodec.evaluation.about import EvaluationConfig
+from dmcodec.evaluation.charts import Point, bitrate_chart
+from dmcodec.evaluation.measures import MEASURES
+from dmcodec.evaluation.run import Evaluation, evaluate
+from dmcodec.evaluation.scoring import ScoringConfig, why_not
+
+MEASURED = ("stoi", "pesq", "signal", "codes", "utmos")
+missing = [r for name in MEASURED[:2] if (r := why_not(name, ScoringConfig())) is not None]
+pytestmark = pytest.mark.skipif(bool(missing), reason="; ".join(missing))
+pytest.importorskip("PIL", reason="pip install pillow")
+
+
+def configure(manifest: Path, codec_folder: Path, **changes: Any) -> EvaluationConfig:
+    settings = {
+        "manifests": (manifest,),
+        "systems": (f"tiny=dmcodec:{codec_folder}@1:2", "copy=command:cp {in} {out}"),
+        "kbps": {"copy": 256.0},
+        "measures": MEASURED,
+        "num_resamples": 200,
+        "num_processes": 0,
+        **changes,
+    }
+    return EvaluationConfig(**settings)
+
+
+@pytest.fixture(scope="module")
+def finished(
+    tmp_path_factory: pytest.TempPathFactory, manifest: Path, codec_folder: Path
+) -> tuple[Evaluation, Path]:
+    output = tmp_path_factory.mktemp("finished")
+    return evaluate(configure(manifest, codec_folder, export="versa"), output), output
+
+
+def test_rows_hold_every_system_and_clip(finished: tuple[Evaluation, Path]) -> None:
+    evaluation, output = finished
+
+    lines = [json.loads(line) for line in (output / "rows.jsonl").read_text().splitlines()]
+
+    clips = ["a/one", "a/two", "b/three"]
+    assert [(line["system"], line["id"]) for line in lines] == [
+        (system, clip) for system in ("original", "tiny", "copy") for clip in clips
+    ]
+    assert lines[3]["num_bits"] == 60 * 2 * 6
+    assert lines[3]["missing"] == {
+        "utmos": "UTMOS: no weights at hand; name a TorchScript file with --set scoring.utmos=FILE"
+    }
+    assert evaluation.failed_share == 0.0
+
+
+def test_copy_equals_the_original_and_the_untrained_codec_does_not(
+    finished: tuple[Evaluation, Path],
+) -> None:
+    original, tiny, copy = finished[0].summary.systems
+
+    for name in ("stoi", "pesq", "mcd"):
+        assert copy.estimate(name) == original.estimate(name)
+    assert original.estimate("stoi").value == pytest.approx(1.0, abs=1e-6)  # type: ignore[union-attr]
+    assert tiny.estimate("stoi").value < 0.7  # type: ignore[union-attr]
+    assert copy.differences["pesq"].low > 0
+    assert copy.kbps == 256.0
+
+
+def test_codes_are_summarized_book_by_book(finished: tuple[Evaluation, Path]) -> None:
+    codes = finished[0].summary.systems[1].codes
+
+    assert codes is not None
+    assert len(codes.books) == 2
+    assert all(0 < book.usage <= 1 and book.stream_perplexity for book in codes.books)
+
+
+def test_tables_name_clips_versions_and_machine(finished: tuple[Evaluation, Path]) -> None:
+    text = (finished[1] / "table.md").read_text()
+
+    for part in ("hash of clips: ", "pystoi 0.", "3 clips of 2 speakers, from clips.jsonl"):
+        assert part in text
+    assert "UTMOS not computed: UTMOS: no weights at hand" in text
+
+
+def test_lists_of_versa_point_to_the_sounds(finished: tuple[Evaluation, Path]) -> None:
+    folder = finished[1] / "versa"
+
+    (clip, path), *others = (
+        line.split(maxsplit=1) for line in (folder / "tiny.scp").read_text().splitlines()
+    )
+
+    assert (clip, len(others)) == ("a/one", 2)
+    assert soundfile.info(path).samplerate == 16_000
+    assert (folder / "gt.scp").is_file()
+    assert (folder / "text").read_text().splitlines()[0] == "a/one some <words> of it"
+
+
+def test_second_run_computes_nothing(
+    finished: tuple[Evaluation, Path],
+    manifest: Path,
+    codec_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    evaluation, output = finished
+    monkeypatch.setattr(
+        "dmcodec.evaluation.scoring.score_group", lambda *a: pytest.fail("computed again")
+    )
+
+    again = evaluate(configure(manifest, codec_folder), output)
+
+    assert again.rows == evaluation.rows
+
+
+_KILLED = """
+import sys
+from pathlib import Path
+from dmcodec.evaluation.about import EvaluationConfig
+from dmcodec.evaluation.run import evaluate
+evaluate(EvaluationConfig.model_validate_json(sys.argv[1]), Path(sys.argv[2]))
+"""
+
+
+def test_killed_evaluation_goes_on_where_it_was(
+    finished: tuple[Evaluation, Path], tmp_path: Path, manifest: Path, codec_folder: Path
+) -> None:
+    config = configure(manifest, codec_folder)
+    words = [sys.executable, "-c", _KILLED, config.model_dump_json(), str(tmp_path)]
+    process = subprocess.Popen(words, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    deadline = time.monotonic() + 300
+    while sum(_cache_lines(tmp_path).values()) < 4 and process.poll() is None:
+        assert time.monotonic() < deadline, "the evaluation did not start"
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    before = _cache_lines(tmp_path)
+    # The crash may have cut the last line.
+    (cut,) = (tmp_path / "cache").glob("*.jsonl")
+    cut.write_bytes(cut.read_bytes()[:-20])
+
+    evaluation = evaluate(config, tmp_path)
+
+    # Whole lines of the killed process were kept, everything else was computed once.
+    kept = sum(before.values()) - 1
+    computed = sum(_cache_lines(tmp_path).values()) - kept
+    assert kept + computed == sum(_cache_lines(finished[1]).values())
+    assert kept >= 3
+    for row, expected in zip(evaluation.rows, finished[0].rows, strict=True):
+        # ESTOI sums in an order that depends on memory alignment.
+        assert row.scores == pytest.approx(expected.scores, abs=1e-9)
+
+
+def _cache_lines(output: Path) -> dict[str, int]:
+    return {
+        path.name: len(path.read_text().split("\n")) - 1
+        for path in (output / "cache").glob("*.jsonl")
+    }
+
+
+def test_failed_clips_count_and_are_named(
+    tmp_path: Path, manifest: Path, codec_folder: Path, speech: np.ndarray
+) -> None:
+    (tmp_path / "made" / "a").mkdir(parents=True)
+    soundfile.write(tmp_path / "made" / "a" / "one.wav", speech[:19_200], 16_000)
+    systems = (f"made=folder:{tmp_path / 'made'}",)
+
+    evaluation = evaluate(
+        configure(manifest, codec_folder, systems=systems, kbps={}, measures=("stoi",)),
+        tmp_path / "out",
+    )
+
+    made = evaluation.summary.systems[1]
+    assert evaluation.failed_share == pytest.approx(2 / 3)
+    assert set(made.failed) == {"a/two", "b/three"}
+    assert made.num_clips == 1
+    assert "not reconstructed" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_wrong_names_stop_before_any_work(
+    tmp_path: Path, manifest: Path, codec_folder: Path
+) -> None:
+    for changes, message in (
+        ({"measures": ("stoy",)}, "no group of measures 'stoy'"),
+        ({"reference": "nobody"}, "the reference 'nobody' is none of tiny, copy"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            evaluate(configure(manifest, codec_folder, **changes), tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+class Page(HTMLParser):
+    """Collects what a page contains and checks that elements close in order."""
+
+    _EMPTY = ("meta", "img", "line", "circle", "rect", "path", "polyline", "br")
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.ids: set[str] = set()
+        self.links: list[str] = []
+        self.sources: list[str] = []
+        self.counts: dict[str, int] = {}
+        self.feed(text)
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        found = {name: value or "" for name, value in attrs}
+        self.counts[tag] = self.counts.get(tag, 0) + 1
+        self.ids |= {found["id"]} if "id" in found else set()
+        self.links += [found["href"]] if "href" in found else []
+        self.sources += [found["src"]] if "src" in found else []
+        is_empty = tag in self._EMPTY and (self.get_starttag_text() or "").endswith("/>")
+        if not is_empty and tag not in ("meta", "img"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in self._EMPTY or (self.open and self.open[-1] == tag):
+            assert self.open.pop() == tag
+
+
+def test_report_is_one_sound_file_for_each_take_and_nothing_from_outside(
+    finished: tuple[Evaluation, Path],
+) -> None:
+    text = (finished[1] / "report.html").read_text()
+    page = Page(text)
+
+    assert "http://" not in text
+    assert "https://" not in text
+    assert all(source.startswith("data:") for source in page.sources)
+    assert {link.removeprefix("#") for link in page.links} <= page.ids
+    assert page.counts["audio"] == 3 * 3 + 2 * 2  # three takes of three clips, best and worst
+    assert page.counts["svg"] >= 5
+
+
+def test_report_escapes_what_manifests_hold(finished: tuple[Evaluation, Path]) -> None:
+    text = (finished[1] / "report.html").read_text()
+
+    assert "some &lt;words&gt; of it" in text
+    assert "<words>" not in text
+
+
+def test_report_stays_within_its_size(tmp_path: Path, manifest: Path, codec_folder: Path) -> None:
+    config = configure(manifest, codec_folder, measures=("signal",), max_report_bytes=150_000)
+
+    evaluate(config, tmp_path)
+
+    text = (tmp_path / "report.html").read_text()
+    assert len(text.encode()) < 150_000
+    assert "sound left out to keep the file small" in text
+
+
+def test_chart_places_points_by_value_and_bitrate() -> None:
+    points = [Point(f"s{n}", 0, 2.0**n, n / 4, n / 4 - 0.1, n / 4 + 0.1) for n in range(4)]
+
+    chart = bitrate_chart(points, MEASURES["stoi"], original=1.0)
+
+    line = chart.split('<polyline points="')[1].split('"')[0]
+    places = [tuple(map(float, pair.split(","))) for pair in line.split()]
+    steps = np.diff(np.array(places), axis=0)
+    np.testing.assert_allclose(steps, np.broadcast_to(steps[0], steps.shape), atol=0.2)
+    assert steps[0][0] > 0 > steps[0][1]
+    assert "original: 1.000" in chart
+
+
+def test_command_evaluates_and_reports_in_one_table(
+    tmp_path: Path, manifest: Path, codec_folder: Path
+) -> None:
+    from typer.testing import CliRunner
+
+    from dmcodec.cli import app
+
+    words = ["evaluate", manifest, "--system", f"tiny=dmcodec:{codec_folder}@1", "-o", tmp_path]
+    words += ["--measures", "signal", "--processes", "0", "--set", "num_resamples=100"]
+
+    result = CliRunner().invoke(app, [str(word) for word in words], env={"COLUMNS": "120"})
+
+    assert result.exit_code == 0, result.output
+    assert "tiny" in result.output
+    assert (tmp_path / "report.html").is_file()
+    assert (tmp_path / "table.csv").is_file()
+
+
+def test_command_fails_when_too_many_clips_fail(
+    tmp_path: Path, manifest: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from dmcodec import cli
+
+    (tmp_path / "empty").mkdir()
+    words = ["dmcodec", "evaluate", str(manifest), "--system", f"x=folder:{tmp_path / 'empty'}"]
+    words += ["-o", str(tmp_path / "out"), "--measures", "signal", "--processes", "0"]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.argv", words)
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+
+    assert stop.value.code == 1
+    assert "100.0% of the reconstructions failed" in capsys.readouterr().err

@@ -1,0 +1,282 @@
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from dmcodec.audio import read_audio
+from dmcodec.codec.model import Codec
+from dmcodec.training import loop
+from dmcodec.training.checkpoint import CheckpointError, list_checkpoints, load_experiment
+from dmcodec.training.loop import train
+
+LOSSES = {"time", "mel", "stft", "commitment", "total"}
+ADVERSARIAL = {"adversarial", "feature_matching"}
+TIMES = ("train/steps_per_s", "train/audio_s_per_s")
+
+
+def read_lines(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def without_times(lines: list[dict]) -> list[dict]:
+    return [{k: v for k, v in line.items() if k not in TIMES} for line in lines]
+
+
+def assert_same_runs(folder: Path, expected: Path) -> None:
+    """Last checkpoints and logs agree bit for bit."""
+    paths = [list_checkpoints(each / "checkpoints")[-1] for each in (folder, expected)]
+    assert paths[0].name == paths[1].name
+    for file in sorted(paths[1].glob("*.safetensors")):
+        tensors, wanted = load_file(paths[0] / file.name), load_file(file)
+        assert tensors.keys() == wanted.keys()
+        for name, value in wanted.items():
+            assert torch.equal(tensors[name], value), f"{file.name}/{name}"
+    records = [json.loads((path / "progress.json").read_text()) for path in paths]
+    assert records[0] == records[1]
+    assert without_times(read_lines(folder)) == without_times(read_lines(expected))
+    weights = [load_file(each / "codec" / "model.safetensors") for each in (folder, expected)]
+    torch.testing.assert_close(weights[0], weights[1], rtol=0, atol=0)
+
+
+def test_run_leaves_a_codec_that_encodes_and_decodes(finished_run, speech):
+    waveform = read_audio(speech / "valid-110-1.flac")
+    codec = Codec.from_pretrained(finished_run / "codec")
+
+    encoded = codec.encode(speech / "valid-110-1.flac")
+    decoded = codec.decode(encoded)
+
+    assert encoded.codes.shape == (1, 4, -(-len(waveform) // 320))
+    assert len(encoded.codes.unique()) > 10
+    assert decoded.shape == (1, len(waveform))
+    assert float(decoded.abs().mean()) > 1e-4
+
+
+def test_run_keeps_the_last_checkpoints_with_their_experiment(finished_run, tiny):
+    checkpoints = list_checkpoints(finished_run / "checkpoints")
+
+    assert [path.name for path in checkpoints] == ["step_00000015", "step_00000020"]
+    assert [load_experiment(path) for path in checkpoints] == [tiny(), tiny()]
+
+
+def test_training_improves_the_codec(finished_run):
+    first, last = (line for line in read_lines(finished_run) if "valid/mel_distance" in line)
+
+    assert last["valid/mel_distance"] < first["valid/mel_distance"]
+
+
+def test_lines_have_the_documented_keys(finished_run):
+    lines = read_lines(finished_run)
+    books = {f"train/{name}_{book}" for name in ("usage", "perplexity") for book in range(1, 5)}
+    always = {f"train/loss_{name}" for name in LOSSES} | books | {"step", *TIMES}
+    always |= {"train/gradient_norm", "train/learning_rate"}
+    adversarial = {f"train/loss_{name}" for name in ADVERSARIAL}
+
+    expected = {
+        5: always,
+        10: always | adversarial,
+        15: always | adversarial | {"train/loss_discriminator"},
+        20: always | adversarial,
+    }
+    train_lines = [line for line in lines if "train/loss_total" in line]
+    assert {line["step"]: line.keys() for line in train_lines} == expected
+    valid = {"step", "valid/mel_distance", "valid/stoi", "valid/pesq_wb"}
+    valid_lines = [line for line in lines if line not in train_lines]
+    assert {line["step"]: line.keys() for line in valid_lines} == {10: valid, 20: valid}
+
+
+def test_tensorboard_has_scalars_sound_and_pictures(finished_run):
+    events = EventAccumulator(str(finished_run / "tensorboard"))
+    events.Reload()
+
+    logged = {line["step"]: line.get("train/loss_mel") for line in read_lines(finished_run)}
+    points = {event.step: event.value for event in events.Scalars("train/loss_mel")}
+    assert points == pytest.approx(logged)
+    assert [event.step for event in events.Scalars("valid/stoi")] == [10, 20]
+    for kind in ("original", "decoded"):
+        sounds = events.Audio(f"valid/valid-110-0/{kind}")
+        assert [sound.step for sound in sounds] == [10, 20]
+        assert sounds[0].sample_rate == 16_000
+        assert sounds[0].length_frames == 16_000
+        assert events.Images(f"valid/valid-110-0/{kind}/log_mel")[0].height == 80
+
+
+def test_used_folder_is_refused_and_left_alone(tiny, tmp_path):
+    (tmp_path / "metrics.jsonl").write_text("mine")
+
+    with pytest.raises(ValueError, match="is in use: give --resume"):
+        train(tiny(), tmp_path, device="cpu")
+
+    assert (tmp_path / "metrics.jsonl").read_text() == "mine"
+
+
+def test_interrupted_run_goes_on_as_if_nothing_had_happened(
+    tiny, finished_run, tmp_path, monkeypatch
+):
+    step = loop.train_step
+
+    def interrupt_after_seven(state, *arguments):
+        if state.step == 6:
+            signal.raise_signal(signal.SIGTERM)
+        return step(state, *arguments)
+
+    monkeypatch.setattr(loop, "train_step", interrupt_after_seven)
+    with pytest.raises(SystemExit, match="143"):
+        train(tiny(), tmp_path, device="cpu")
+    monkeypatch.setattr(loop, "train_step", step)
+    assert [path.name for path in list_checkpoints(tmp_path / "checkpoints")] == [
+        "step_00000005",
+        "step_00000007",
+    ]
+
+    scores = train(tiny(), tmp_path, resume=True, device="cpu")
+
+    assert_same_runs(tmp_path, finished_run)
+    assert scores == pytest.approx(
+        {
+            k.removeprefix("valid/"): v
+            for k, v in read_lines(finished_run)[-2].items()
+            if k != "step"
+        }
+    )
+
+
+_TRAIN = """
+import sys
+from pathlib import Path
+import torch
+from dmcodec.training.experiment import Experiment
+from dmcodec.training.loop import train
+
+torch.set_num_threads(1)
+experiment = Experiment.model_validate_json(Path(sys.argv[1]).read_text())
+train(experiment, Path(sys.argv[2]), device="cpu")
+"""
+
+
+def test_killed_run_goes_on_as_if_nothing_had_happened(tiny, finished_run, tmp_path):
+    (tmp_path / "experiment.json").write_text(tiny().model_dump_json())
+    folder = tmp_path / "run"
+    process = subprocess.Popen(
+        [sys.executable, "-c", _TRAIN, tmp_path / "experiment.json", folder],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    give_up = time.monotonic() + 120
+    while not list_checkpoints(folder / "checkpoints") and process.poll() is None:
+        assert time.monotonic() < give_up
+        time.sleep(0.01)
+    # Anywhere from right behind the first checkpoint to about the third.
+    time.sleep(int.from_bytes(os.urandom(1)) / 256)
+    process.kill()
+    process.wait()
+
+    train(tiny(), folder, resume=True, device="cpu")
+
+    assert_same_runs(folder, finished_run)
+
+
+def test_resuming_an_empty_folder_begins(tiny, tmp_path):
+    train(tiny("num_steps=1"), tmp_path / "run", resume=True, device="cpu")
+
+    assert [path.name for path in list_checkpoints(tmp_path / "run" / "checkpoints")] == [
+        "step_00000001"
+    ]
+
+
+def test_resuming_a_finished_run_changes_nothing(tiny, finished_run, tmp_path):
+    folder = shutil.copytree(finished_run, tmp_path / "run")
+
+    assert train(tiny(), folder, resume=True, device="cpu") == {}
+
+    assert_same_runs(folder, finished_run)
+
+
+def test_finished_run_can_be_extended_but_not_cut(tiny, finished_run, tmp_path):
+    folder = shutil.copytree(finished_run, tmp_path / "run")
+
+    train(tiny("num_steps=21"), folder, resume=True, device="cpu")
+    assert list_checkpoints(folder / "checkpoints")[-1].name == "step_00000021"
+
+    with pytest.raises(ValueError, match="beyond num_steps = 20"):
+        train(tiny(), folder, resume=True, device="cpu")
+
+
+def test_resuming_another_experiment_is_refused(tiny, finished_run):
+    with pytest.raises(CheckpointError, match=r"losses\.mel_weight"):
+        train(tiny("losses.mel_weight=3"), finished_run, resume=True, device="cpu")
+
+
+@pytest.fixture
+def scored(monkeypatch):
+    """Runs of four steps, scored at each of them by the given numbers instead of by ear."""
+
+    def run(experiment, folder, scores) -> list[int]:
+        exported = []
+        numbers = iter(scores)
+        monkeypatch.setattr(loop, "validate", lambda *_: next(numbers))
+        monkeypatch.setattr(
+            loop, "export_codec", lambda codec, folder: exported.append(folder.name)
+        )
+        steps = []
+        note = loop._note_if_best
+
+        def count(state, *arguments):
+            is_best = note(state, *arguments)
+            if is_best or not state.best:
+                steps.append(state.step)
+            return is_best
+
+        monkeypatch.setattr(loop, "_note_if_best", count)
+        train(experiment, folder, device="cpu")
+        assert exported == ["codec"] * len(steps)
+        return steps
+
+    return run
+
+
+FOUR_STEPS = ("num_steps=4", "validation.every_steps=1", "checkpoint_every_steps=4", "keep_last=1")
+
+
+def test_best_codec_is_exported_and_its_checkpoint_kept(tiny, tmp_path, scored):
+    scores = [{"stoi": value} for value in (0.3, 0.7, 0.6, 0.65)]
+
+    steps = scored(tiny(*FOUR_STEPS, "validation.select_by=stoi"), tmp_path, scores)
+
+    assert steps == [1, 2]
+    assert [path.name for path in list_checkpoints(tmp_path / "checkpoints")] == [
+        "step_00000002",
+        "step_00000004",
+    ]
+
+
+def test_less_distance_is_better(tiny, tmp_path, scored):
+    scores = [{"mel_distance": value} for value in (0.9, 1.2, 0.8, 0.85)]
+
+    assert scored(tiny(*FOUR_STEPS), tmp_path, scores) == [1, 3]
+
+
+def test_until_something_can_be_measured_the_latest_codec_is_exported(tiny, tmp_path, scored):
+    scores = [{}, {"stoi": 0.5}, {"mel_distance": 1.0}, {}]
+
+    assert scored(tiny(*FOUR_STEPS), tmp_path, scores) == [1, 2, 3]
+
+
+def test_new_run_starts_from_a_finished_one(tiny, finished_run, tmp_path):
+    source = list_checkpoints(finished_run / "checkpoints")[-1]
+    experiment = tiny("num_steps=1", f'init_from="{source}"', "optimizer.learning_rate=1e-9")
+
+    train(experiment, tmp_path, device="cpu")
+
+    started, finished = (Codec.from_pretrained(f / "codec") for f in (tmp_path, finished_run))
+    torch.testing.assert_close(
+        list(started.parameters()), list(finished.parameters()), rtol=1e-5, atol=1e-6
+    )
