@@ -433,7 +433,7 @@ def test_two_processes_learn_the_same_books_as_one(tmp_path):
         for rank in range(2)
     ]
     alone = runpy.run_path(str(script))["train"](slice(None))
-    assert [process.wait(timeout=60) for process in processes] == [0, 0]
+    assert [process.wait(timeout=120) for process in processes] == [0, 0]
 
     first, second = (load_file(tmp_path / f"rank{rank}.safetensors") for rank in range(2))
 

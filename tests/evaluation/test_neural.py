@@ -1,4 +1,6 @@
+import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -6,6 +8,7 @@ import pytest
 import torch
 
 from dmcodec.codec.model import Codec
+from dmcodec.evaluation.requirements import MissingPackage
 from dmcodec.evaluation.systems import System, open_system, parse_system
 
 
@@ -107,9 +110,41 @@ def make_mimi(transformers: Any) -> Any:
     return transformers.MimiModel(config)
 
 
+def make_xcodec(transformers: Any) -> Any:
+    speech_model = transformers.HubertConfig(
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=32,
+        conv_dim=(8,) * 7,
+        num_conv_pos_embeddings=4,
+        num_conv_pos_embedding_groups=2,
+    )
+    acoustic = transformers.DacConfig(
+        encoder_hidden_size=4,
+        decoder_hidden_size=32,
+        hidden_size=16,
+        downsampling_ratios=[8, 5, 4, 2],
+        upsampling_ratios=[8, 5, 4, 2],
+        sampling_rate=16_000,
+    )
+    config = transformers.XcodecConfig(
+        acoustic_model_config=acoustic,
+        semantic_model_config=speech_model,
+        codebook_size=64,
+        target_bandwidths=[0.3, 0.9],
+    )
+    return transformers.XcodecModel(config)
+
+
 @pytest.mark.parametrize(
     ("make", "books", "frame_rate", "bits"),
-    [(make_encodec, 3, 75.0, 6), (make_dac, 2, 50.0, 4), (make_mimi, 3, 12.5, 5)],
+    [
+        (make_encodec, 3, 75.0, 6),
+        (make_dac, 2, 50.0, 4),
+        (make_mimi, 3, 12.5, 5),
+        (make_xcodec, 2, 50.0, 6),
+    ],
 )
 def test_codecs_of_transformers_run_at_their_own_rate(
     make: Any, books: int, frame_rate: float, bits: int, tmp_path: Path, speech: np.ndarray
@@ -147,6 +182,67 @@ def test_encodec_with_all_books_is_the_model_called_directly(
 
     np.testing.assert_array_equal(result.codes, expected.audio_codes[0, 0].numpy())
     torch.testing.assert_close(torch.from_numpy(result.waveform), expected.audio_values[0, 0])
+
+
+def save_xcodec2(transformers: Any, folder: Path) -> None:
+    speech_model = transformers.Wav2Vec2BertConfig(
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=32,
+        conv_depthwise_kernel_size=3,
+    )
+    config = transformers.Xcodec2Config(
+        hidden_size=32,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        head_dim=16,
+        encoder_hidden_size=4,
+        semantic_model_config=speech_model,
+        quantization_dim=48,  # of both encoders together
+    )
+    transformers.Xcodec2Model(config).eval().save_pretrained(folder)
+
+
+def test_xcodec2_runs_with_the_features_of_its_extractor(
+    tmp_path: Path, speech: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its real extractor needs torchaudio, so features of the right shape stand in."""
+    transformers = pytest.importorskip("transformers", reason="pip install 'dmcodec[eval]'")
+    if not hasattr(transformers, "Xcodec2Model"):
+        pytest.skip("this version of transformers has no X-Codec-2")
+    save_xcodec2(transformers, tmp_path)
+
+    def extract(audio: np.ndarray, sampling_rate: int, return_tensors: str) -> Any:
+        features = torch.zeros(1, len(audio) // 320, 160)
+        inputs = {"input_values": torch.from_numpy(audio)[None, None], "input_features": features}
+        return transformers.BatchFeature(inputs)
+
+    stub = type("Extractor", (), {"from_pretrained": staticmethod(lambda name: extract)})
+    monkeypatch.setattr(transformers, "AutoFeatureExtractor", stub)
+    monkeypatch.setitem(sys.modules, "torchaudio", ModuleType("torchaudio"))
+
+    result = open_text(f"x=transformers:{tmp_path}").reconstruct(speech[:16_000], 16_000, "clip")
+
+    assert result.codes is not None
+    assert result.codes.shape == (1, 50)
+    assert result.num_bits == 50 * 16  # 4 ** 8 entries
+    assert len(result.waveform) == 16_000
+
+
+def test_xcodec2_without_torchaudio_is_explained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    transformers = pytest.importorskip("transformers", reason="pip install 'dmcodec[eval]'")
+    if not hasattr(transformers, "Xcodec2Model"):
+        pytest.skip("this version of transformers has no X-Codec-2")
+    save_xcodec2(transformers, tmp_path)
+    monkeypatch.setitem(sys.modules, "torchaudio", None)
+
+    with pytest.raises(MissingPackage, match="X-Codec-2 needs the package torchaudio"):
+        open_text(f"x=transformers:{tmp_path}")
 
 
 def test_other_models_of_transformers_are_refused(tmp_path: Path) -> None:

@@ -27,10 +27,11 @@ from dmcodec.teachers.store import (
     write_shard,
 )
 from dmcodec.teachers.text import TextTeacherConfig
-from dmcodec.training.checkpoint import load_experiment
+from dmcodec.training.checkpoint import initialize_from, load_experiment, save_checkpoint
 from dmcodec.training.distillation import Guidance, character_loss, make_heads, mean_of_books
 from dmcodec.training.experiment import Experiment, LossConfig
 from dmcodec.training.guidance import CharacterGuide, DistillationConfig, SpeechGuide, TextGuide
+from dmcodec.training.state import new_state
 
 FRAMES = CodecFrames(sample_rate=16_000, hop_length=320)
 SEGMENT = 4_800
@@ -325,3 +326,20 @@ def test_run_without_distillation_keeps_its_checkpoints_as_they_were(corpus, tmp
 
     assert "heads.safetensors" not in names
     assert load_experiment(checkpoint) == experiment
+
+
+def test_guided_run_starts_from_a_codec_without_a_map(corpus, tmp_path):
+    plain = CODEC.model_copy(update={"feature_dim": None})
+    before = new_state(make_experiment(corpus, codec=plain, distillation=None))
+    checkpoint = save_checkpoint(
+        before, make_experiment(corpus, codec=plain, distillation=None), tmp_path
+    )
+    state = new_state(make_experiment(corpus))
+    fresh = state.codec.feature_map.weight.clone()
+
+    initialize_from(state, checkpoint)
+
+    for name, value in before.averaged_codec.state_dict().items():
+        torch.testing.assert_close(state.codec.state_dict()[name], value, rtol=0, atol=0)
+    assert state.averaged_codec.state_dict().keys() == state.codec.state_dict().keys()
+    assert fresh.shape == (6, 16)

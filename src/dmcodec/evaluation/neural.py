@@ -98,6 +98,7 @@ class FamilyCalls:
     decode: what encode gave, to [1, C, T'].
     """
 
+    sample_rate: int
     num_codebooks: int
     codebook_size: int
     frame_rate: float
@@ -123,13 +124,15 @@ class TransformersCodec:
         if first:
             raise ValueError(f"{spec.name}: of transformers codecs only books from 1 on: @1:N")
         self._device = torch.device(device)
-        self._rate = int(config.sampling_rate)
+        shown = Path(spec.argument).name if Path(spec.argument).is_dir() else spec.argument
+        name = f"{config.model_type} {shown}"
+        self._rate = self._calls.sample_rate
         self._bits_per_code = log2(self._calls.codebook_size)
         self.facts = SystemFacts(
             identity=f"{_weights_hash(model)} books 1:{self._books} "
             f"transformers {transformers.__version__}",
-            family=config.model_type,
-            description=_with_books(f"{config.model_type} {spec.argument}", 0, self._books),
+            family=name,
+            description=_with_books(name, 0, self._books),
             nominal_kbps=self._calls.frame_rate * self._books * self._bits_per_code / 1000,
             sample_rate=self._rate,
             frame_rate=self._calls.frame_rate,
@@ -185,7 +188,13 @@ def _encodec(model: Any, name: str) -> FamilyCalls:
         round(max(config.target_bandwidths) * 1000 / (config.frame_rate * bits)),
     )
     return FamilyCalls(
-        books, config.codebook_size, config.frame_rate, encode, decode, config.audio_channels
+        config.sampling_rate,
+        books,
+        config.codebook_size,
+        config.frame_rate,
+        encode,
+        decode,
+        config.audio_channels,
     )
 
 
@@ -200,7 +209,9 @@ def _dac(model: Any, name: str) -> FamilyCalls:
         return model.decode(audio_codes=codes).audio_values.reshape(1, 1, -1)
 
     frame_rate = config.sampling_rate / config.hop_length
-    return FamilyCalls(config.n_codebooks, config.codebook_size, frame_rate, encode, decode)
+    return FamilyCalls(
+        config.sampling_rate, config.n_codebooks, config.codebook_size, frame_rate, encode, decode
+    )
 
 
 def _mimi(model: Any, name: str) -> FamilyCalls:
@@ -214,7 +225,12 @@ def _mimi(model: Any, name: str) -> FamilyCalls:
         return model.decode(codes).audio_values
 
     return FamilyCalls(
-        config.num_quantizers, config.codebook_size, config.frame_rate, encode, decode
+        config.sampling_rate,
+        config.num_quantizers,
+        config.codebook_size,
+        config.frame_rate,
+        encode,
+        decode,
     )
 
 
@@ -230,12 +246,15 @@ def _xcodec(model: Any, name: str) -> FamilyCalls:
         return model.decode(codes).audio_values
 
     frame_rate = config.sample_rate / config.hop_length
-    return FamilyCalls(config.num_quantizers, config.codebook_size, frame_rate, encode, decode)
+    return FamilyCalls(
+        config.sample_rate, config.num_quantizers, config.codebook_size, frame_rate, encode, decode
+    )
 
 
 def _xcodec2(model: Any, name: str) -> FamilyCalls:
     config = model.config
     transformers = import_package("transformers", "X-Codec-2")
+    import_package("torchaudio", "the feature extractor of X-Codec-2")
     extractor = transformers.AutoFeatureExtractor.from_pretrained(name)
 
     def encode(waveform: Tensor, books: int) -> tuple[Tensor, Any]:
@@ -251,7 +270,9 @@ def _xcodec2(model: Any, name: str) -> FamilyCalls:
         return model.decode(codes).audio_values
 
     frame_rate = config.sampling_rate / config.hop_length
-    return FamilyCalls(1, prod(config.quantization_levels), frame_rate, encode, decode)
+    return FamilyCalls(
+        config.sampling_rate, 1, prod(config.quantization_levels), frame_rate, encode, decode
+    )
 
 
 _FAMILIES: dict[str, CodecFamily] = {

@@ -14,6 +14,7 @@ _INSTALL = {
     "resemblyzer": "pip install webrtcvad-wheels && pip install --no-deps Resemblyzer",
     "transformers": "pip install transformers",
     "PIL": "pip install pillow",
+    "torchaudio": "install the torchaudio build that belongs to your torch",
 }
 
 

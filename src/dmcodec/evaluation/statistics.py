@@ -77,6 +77,7 @@ class Bootstrap:
         self.num_resamples = num_resamples
         self.confidence = confidence
         self._seed = seed
+        self._last_weights: tuple[object, Floats] | None = None  # measures share their clips
 
     def estimate(
         self, components: Floats, statistic: Statistic, groups: NDArray[np.int64] | None = None
@@ -141,15 +142,15 @@ class Bootstrap:
 
     def _weights(self, num_clips: int, groups: NDArray[np.int64] | None) -> Floats:
         """[R, N]: how often each clip is in each resample."""
-        rng = np.random.default_rng(self._seed)
-        if groups is None:
-            shares = np.full(num_clips, 1 / num_clips)
-            return rng.multinomial(num_clips, shares, self.num_resamples).astype(np.float64)
-        _, members = np.unique(groups, return_inverse=True)
-        num_groups = int(members.max()) + 1
-        shares = np.full(num_groups, 1 / num_groups)
-        drawn = rng.multinomial(num_groups, shares, self.num_resamples)
-        return drawn[:, members].astype(np.float64)
+        members = np.arange(num_clips) if groups is None else _number_groups(groups)
+        key = members.tobytes()
+        if self._last_weights is None or self._last_weights[0] != key:
+            num_groups = int(members.max()) + 1
+            shares = np.full(num_groups, 1 / num_groups)
+            rng = np.random.default_rng(self._seed)
+            drawn = rng.multinomial(num_groups, shares, self.num_resamples)
+            self._last_weights = key, drawn[:, members].astype(np.float64)
+        return self._last_weights[1]
 
 
 def almost_stochastic_order(
@@ -195,6 +196,11 @@ def _violation_ratio(values: Floats, other: Floats) -> Floats:
     violating = np.where(values < other, squares, 0.0).sum(axis=-1)
     total = squares.sum(axis=-1)
     return np.divide(violating, total, out=np.full_like(total, 0.5), where=total > 0)
+
+
+def _number_groups(groups: NDArray[np.int64]) -> NDArray[np.int64]:
+    """[N]: the groups numbered from 0 without gaps."""
+    return np.unique(groups, return_inverse=True)[1].astype(np.int64)
 
 
 def _check(components: Floats) -> None:

@@ -1,0 +1,70 @@
+"""The model that ships with the package, and what the README says about it."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import dmcodec
+from dmcodec.codec.checkpoint import BUNDLED_ID
+from dmcodec.quality import pesq_wb, stoi
+
+ROOT = Path(__file__).parent.parent
+EXAMPLE = ROOT / "examples" / "4077-13754-0000.flac"
+
+
+@pytest.fixture(scope="module")
+def codec() -> dmcodec.Codec:
+    return dmcodec.load()
+
+
+def test_the_bundled_model_has_the_token_interface_of_the_paper(codec: dmcodec.Codec) -> None:
+    config = codec.config
+    assert codec.model_id == BUNDLED_ID
+    assert not codec.training
+    assert (config.sample_rate, config.frame_rate, config.bitrate_kbps) == (16000, 50.0, 4.0)
+    assert (config.quantizer.num_codebooks, config.quantizer.codebook_size) == (8, 1024)
+
+
+def test_speech_comes_back_intelligible(codec: dmcodec.Codec) -> None:
+    original = dmcodec.read_audio(EXAMPLE)
+    decoded = codec.decode(codec.encode(original))[0].numpy()
+    assert len(decoded) == len(original)
+    assert stoi(original, decoded, 16000) > 0.88
+    assert pesq_wb(original, decoded, 16000) > 1.6
+
+
+def test_every_further_book_helps(codec: dmcodec.Codec) -> None:
+    original = dmcodec.read_audio(EXAMPLE)
+    encoded = codec.encode(original)
+    scores = [
+        stoi(original, codec.decode(encoded, num_codebooks=books)[0].numpy(), 16000)
+        for books in (1, 2, 4, 8)
+    ]
+    assert scores == sorted(scores)
+
+
+def test_mixed_real_speech_gets_the_codes_it_gets_alone(codec: dmcodec.Codec) -> None:
+    speech = dmcodec.read_audio(EXAMPLE)
+    clips = [speech[:31_234], speech[20_000:], speech[5_000:5_777]]
+    together = codec.encode(clips)
+    for number, clip in enumerate(clips):
+        alone = codec.encode(clip).codes[0]
+        np.testing.assert_array_equal(together.item(number).numpy(), alone.numpy())
+
+
+def test_the_code_in_the_readme_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    (block,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    names: dict[str, object] = {}
+    exec(block, names)
+
+    encoded, waveform = names["encoded"], names["waveform"]
+    assert isinstance(encoded, dmcodec.Encoded)
+    assert encoded.codes.shape == (1, 8, 239)
+    assert tuple(getattr(waveform, "shape", ())) == (1, 76480)
+
+
+def test_the_readme_stays_short() -> None:
+    assert len((ROOT / "README.md").read_text().splitlines()) < 200
