@@ -147,6 +147,8 @@ def reconstruct(
     force: Force = False,
 ) -> None:
     """Encode and decode sound files (or a .jsonl manifest), and measure what is left of them."""
+    import torch
+
     from dmcodec.audio import write_audio
     from dmcodec.files import identify, plan_outputs, plot_reconstruction, write_bytes
     from dmcodec.files import reconstruct as reconstruct_file
@@ -156,6 +158,7 @@ def reconstruct(
     targets = plan_outputs(inputs, paths, folder, ".wav")
     codec = _load_codec(model, device)
     identity = identify(codec)
+    codec.decode(codec.encode(torch.zeros(codec.config.sample_rate)))  # the first pass sets up
     results: dict[Path, Reconstruction] = {}
 
     def work(path: Path, target: Path) -> None:
