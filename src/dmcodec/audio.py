@@ -131,6 +131,26 @@ def read_audio(
     return resampled[offset : offset + end - start_samples].copy()
 
 
+def read_parts(
+    path: Path | str | SoundBytes,
+    part_samples: int,
+    *,
+    sample_rate: int,
+    start_samples: int = 0,
+    num_samples: int,
+) -> Iterator[Waveform]:
+    """A slice of a sound file in consecutive parts of `part_samples`, the last one shorter.
+
+    Memory holds one part at a time; joined, they are what `read_audio` gives for the slice (to
+    1e-6 where it resamples). Ogg and MP3 are decoded from the beginning for every part, so parts
+    should be minutes long. Raises as `read_audio` does, when a part is asked for.
+    """
+    end = start_samples + num_samples
+    for start in range(start_samples, end, part_samples):
+        length = min(part_samples, end - start)
+        yield read_audio(path, sample_rate=sample_rate, start_samples=start, num_samples=length)
+
+
 def write_audio(
     path: Path | str, waveform: npt.NDArray[np.floating], sample_rate: int = SAMPLE_RATE
 ) -> None:

@@ -290,8 +290,8 @@ def tokenize(  # noqa: PLR0913 (one for each flag)
     num_codebooks: NumCodebooks = None,
     shard_size: Annotated[int, typer.Option(min=1, help="Utterances in a shard.")] = 256,
     max_seconds: Annotated[
-        float, typer.Option(min=0.01, help="Longer utterances are listed as failed.")
-    ] = 120.0,
+        float | None, typer.Option(min=0.01, help="List longer ones as failed; default: no limit.")
+    ] = None,
     batch_seconds: Annotated[
         float | None,
         typer.Option(min=0.01, help="Speech in a batch; default: 16 on the CPU, else 400."),
@@ -334,7 +334,7 @@ def tokenize(  # noqa: PLR0913 (one for each flag)
         utterances,
         num_codebooks=num_codebooks,
         shard_size=shard_size,
-        max_samples=seconds_to_samples(max_seconds, rate),
+        max_samples=None if max_seconds is None else seconds_to_samples(max_seconds, rate),
         has_webdataset=webdataset,
         has_dmc=dmc,
     )
@@ -364,7 +364,7 @@ def tokenize(  # noqa: PLR0913 (one for each flag)
             "command again to go on"
         ) from problem
     except torch.OutOfMemoryError as problem:
-        raise CommandError("out of memory: lower --batch-seconds or --max-seconds") from problem
+        raise CommandError("out of memory: lower --batch-seconds") from problem
     for failure in job.failures[:20]:
         typer.secho(f"dmcodec: {failure['id']}: {failure['reason']}", fg="red", err=True)
     typer.echo(job.describe(rate))

@@ -19,16 +19,13 @@ from dmcodec.audio import (
     audio_info,
     find_audio_files,
     read_audio,
+    read_parts,
     samples_to_seconds,
 )
-from dmcodec.codec.long import encode_long
+from dmcodec.codec.long import READ_FRAMES, encode_long
 from dmcodec.codec.model import LONG_FRAMES, Codec, Encoded
 from dmcodec.quality import Unmeasurable, pesq_wb, stoi
 from dmcodec.tokens.bitstream import MAX_MODEL_ID_LENGTH, Header, dumps, loads
-
-# Long files are read in parts of this many frames (10 minutes for the paper's codec): few enough to
-# hold, and so many that formats without seeking (MP3, Ogg) are not decoded over and over.
-_READ_FRAMES = 30_000
 
 
 @dataclass(frozen=True)
@@ -73,19 +70,10 @@ def encode_file(
     total = audio_info(path).num_samples_at(sample_rate)
     if total <= LONG_FRAMES * hop_length:
         return pack(codec, identity, codec.encode(path, num_codebooks=num_codebooks))
-    size = _READ_FRAMES * hop_length
-    blocks = (
-        torch.from_numpy(
-            read_audio(
-                path,
-                sample_rate=sample_rate,
-                start_samples=start,
-                num_samples=min(size, total - start),
-            )
-        )
-        for start in range(0, total, size)
+    parts = read_parts(path, READ_FRAMES * hop_length, sample_rate=sample_rate, num_samples=total)
+    codes, num_samples = encode_long(
+        codec, map(torch.from_numpy, parts), num_codebooks=num_codebooks
     )
-    codes, num_samples = encode_long(codec, blocks, num_codebooks=num_codebooks)
     lengths = torch.tensor([codes.shape[1]])
     return pack(codec, identity, Encoded(codes[None], lengths, torch.tensor([num_samples])))
 

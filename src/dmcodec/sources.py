@@ -3,7 +3,9 @@
 What utterances there are is known to manifest.py, what is in a container to containers.py.
 """
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 from dmcodec.audio import (
     SAMPLE_RATE,
@@ -11,7 +13,7 @@ from dmcodec.audio import (
     Waveform,
     audio_info,
     read_audio,
-    samples_to_seconds,
+    read_parts,
 )
 from dmcodec.containers import read_table_sound, read_tar_sound
 from dmcodec.manifest import Utterance
@@ -20,12 +22,48 @@ from dmcodec.manifest import Utterance
 _SEGMENT_TOLERANCE_S = 0.01
 
 
+class Source(NamedTuple):
+    """Where the samples of an utterance are; nothing is decoded yet.
+
+    sound: the file, or its bytes out of a container.
+    start_samples, num_samples: the utterance in the file, at `sample_rate`.
+    """
+
+    sound: Path | SoundBytes
+    sample_rate: int
+    start_samples: int
+    num_samples: int
+
+    def read(self) -> Waveform:
+        """The whole utterance as a mono waveform [T]; see `dmcodec.audio.read_audio`."""
+        return read_audio(
+            self.sound,
+            sample_rate=self.sample_rate,
+            start_samples=self.start_samples,
+            num_samples=self.num_samples,
+        )
+
+    def read_parts(self, part_samples: int) -> Iterator[Waveform]:
+        """The utterance in consecutive parts; see `dmcodec.audio.read_parts`."""
+        return read_parts(
+            self.sound,
+            part_samples,
+            sample_rate=self.sample_rate,
+            start_samples=self.start_samples,
+            num_samples=self.num_samples,
+        )
+
+
+def find_source(utterance: Utterance, sample_rate: int = SAMPLE_RATE) -> Source:
+    """The utterance by the header of its sound file; raises as `read_utterance` does."""
+    sound = open_sound(utterance)
+    start, end = _span(utterance, audio_info(sound).num_samples_at(sample_rate), sample_rate)
+    return Source(sound, sample_rate, start, end - start)
+
+
 def measure(utterance: Utterance, sample_rate: int = SAMPLE_RATE) -> int:
     """Samples of the utterance at `sample_rate`, from the header of its sound file."""
-    sound = open_sound(utterance)
-    total = audio_info(sound).num_samples_at(sample_rate)
-    start, end = _span(utterance, total, sample_rate)
-    return end - start
+    return find_source(utterance, sample_rate).num_samples
 
 
 def read_utterance(
@@ -34,27 +72,20 @@ def read_utterance(
     sample_rate: int = SAMPLE_RATE,
     start_samples: int = 0,
     num_samples: int | None = None,
-    max_samples: int | None = None,
 ) -> Waveform:
     """The utterance, or a slice of it, as a mono waveform [T]; see `dmcodec.audio.read_audio`.
 
     A segment may end up to 10 ms after its file, as rounded seconds do: it ends with the file
-    then. The slice counts from the utterance's first sample. An utterance longer than
-    `max_samples` is refused before it is decoded.
+    then. The slice counts from the utterance's first sample.
 
     Raises FileNotFoundError, AudioError, or ValueError where a segment or slice is not inside.
     """
     sound = open_sound(utterance)
-    if utterance.start_samples is None and max_samples is None:  # reads the header once only
+    if utterance.start_samples is None:  # reads the header once only
         return read_audio(
             sound, sample_rate=sample_rate, start_samples=start_samples, num_samples=num_samples
         )
     first, end = _span(utterance, audio_info(sound).num_samples_at(sample_rate), sample_rate)
-    if max_samples is not None and end - first > max_samples:
-        raise ValueError(
-            f"{sound}: lasts {samples_to_seconds(end - first, sample_rate):.1f} s, more than the "
-            f"{samples_to_seconds(max_samples, sample_rate):g} s allowed"
-        )
     stop = end - first if num_samples is None else start_samples + num_samples
     if not 0 <= start_samples < stop <= end - first:
         raise ValueError(

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from dmcodec.audio import read_audio, write_audio
+from dmcodec.audio import audio_info, read_audio, write_audio
 from dmcodec.codec.model import Codec, CodecConfig
 from dmcodec.manifest import Utterance, read_manifest
+from dmcodec.sources import Source
 from dmcodec.tokens import corpus
 from dmcodec.tokens.bitstream import loads
 from dmcodec.tokens.corpus import (
@@ -141,6 +142,45 @@ def test_row_decodes_to_what_its_file_decodes_to(
     straight = codec.decode(codec.encode(utterances[7].audio))
     decoded = codec.decode(torch.from_numpy(row.codes.astype(np.int64)))[:, : row.num_samples]
     torch.testing.assert_close(decoded, straight, rtol=0, atol=0)
+
+
+def test_long_utterances_are_read_in_parts_and_get_the_codes_of_the_whole(
+    codec: Codec, manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    utterances = read_manifest(manifest)
+    damaged = tmp_path / "damaged.flac"
+    write_audio(damaged, 0.1 * np.random.default_rng(0).standard_normal(16_000))
+    damaged.write_bytes(damaged.read_bytes()[:20_000])  # its header and first parts are sound
+    utterances.insert(3, Utterance(id="damaged", audio=damaged))
+    utterances.append(
+        Utterance(id="cut", audio=utterances[1].audio, start_samples=77, num_samples=6_000)
+    )
+    run(codec, utterances, tmp_path / "whole", max_failures=1)
+    reads: list[int] = []
+    read_whole = Source.read
+
+    def read(source: Source) -> np.ndarray:
+        reads.append(source.num_samples)
+        return read_whole(source)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("dmcodec.tokens.pipeline.LONG_FRAMES", 10)  # 3200 samples
+        patch.setattr("dmcodec.tokens.pipeline.READ_FRAMES", 4)
+        patch.setattr(Source, "read", read)
+        job = run(codec, utterances, tmp_path / "parts", max_failures=1)
+
+    whole, parts = (list(read_rows(tmp_path / name)) for name in ("whole", "parts"))
+    assert [row.id for row in parts] == [row.id for row in whole]
+    assert max(reads) <= 3200 < max(row.num_samples for row in whole)
+    assert len(reads) < len(whole) - 10
+    for row, expected, utterance in zip(parts, whole, utterances[:3] + utterances[4:], strict=True):
+        np.testing.assert_array_equal(row.codes, expected.codes)
+        assert row.num_samples == expected.num_samples
+        if audio_info(utterance.audio).sample_rate == 16_000:  # resampled parts differ by 1e-6
+            assert row.source_hash == expected.source_hash
+    assert [failure["id"] for failure in job.failures] == ["damaged"]
+    assert "damaged.flac" in job.failures[0]["reason"]
+    assert job.times.num_samples == sum(row.num_samples for row in whole)
 
 
 def test_jobs_killed_at_random_end_as_one_that_was_not(

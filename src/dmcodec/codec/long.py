@@ -23,6 +23,10 @@ if TYPE_CHECKING:
 CHUNK_FRAMES = 500
 """Frames of a piece: 10 s for the paper's codec."""
 
+READ_FRAMES = 30_000
+"""Frames of sound that callers read at a time: 10 minutes for the paper's codec. Few enough to
+hold, and so many that formats without seeking (MP3, Ogg) are not decoded over and over."""
+
 State = tuple[Tensor, Tensor]
 
 

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from dmcodec.audio import SAMPLE_RATE, samples_to_seconds
+from dmcodec.audio import samples_to_seconds
 from dmcodec.codec.model import Codec
 from dmcodec.manifest import Utterance
 from dmcodec.tokens.bitstream import MAX_MODEL_ID_LENGTH, Header, dumps
@@ -102,7 +102,7 @@ def describe_corpus(
     *,
     num_codebooks: int | None = None,
     shard_size: int = 256,
-    max_samples: int = 120 * SAMPLE_RATE,
+    max_samples: int | None = None,
     has_webdataset: bool = False,
     has_dmc: bool = False,
 ) -> CorpusInfo:

@@ -12,11 +12,14 @@ from hashlib import blake2b
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
+from torch import Tensor
 
-from dmcodec.audio import SAMPLE_RATE, Waveform
-from dmcodec.codec.model import Codec
+from dmcodec.audio import SAMPLE_RATE, Waveform, samples_to_seconds
+from dmcodec.codec.long import READ_FRAMES, encode_long
+from dmcodec.codec.model import LONG_FRAMES, Codec
 from dmcodec.manifest import Utterance
-from dmcodec.sources import measure, read_utterance
+from dmcodec.sources import Source, find_source, measure
 from dmcodec.tokens.shards import CorpusInfo, ShardSummary, TokenRow, dump_shard
 
 # Utterances share a batch only when the shortest has this much of the longest one's length.
@@ -79,10 +82,15 @@ class ShardResult:
 
 
 class _Loaded(NamedTuple):
-    waveform: Waveform | None
+    """What a reader thread found; `sound` is a Source when it is too long to be read as one."""
+
+    sound: Waveform | Source
     source_hash: str
-    reason: str
     read_s: float
+
+
+class _Unreadable(Exception):
+    """An utterance cannot be encoded; the message is the reason that is listed."""
 
 
 class _Batch(NamedTuple):
@@ -108,9 +116,15 @@ def tokenize_shards(
         times = Times()
         for batch, futures in _load_ahead(_batches(shards, pool, info, speed), pool, info, speed):
             started = time.perf_counter()
-            loaded = [future.result() for future in futures]
+            loaded = [_result(future) for future in futures]
             times.wait_s += time.perf_counter() - started
-            _encode_batch(codec, batch, loaded, info, rows, failures, times)
+            made = _encode_batch(codec, batch, loaded, info, times, pool)
+            for position, one in made.items():
+                if isinstance(one, TokenRow):
+                    rows[position] = one
+                else:
+                    said = portable(batch.shard.utterances[position])
+                    failures[position] = {**said, "reason": str(one)}
             if on_progress is not None:
                 on_progress(len(batch.positions))
             if batch.is_last:
@@ -125,46 +139,106 @@ def tokenize_shards(
         pool.shutdown(cancel_futures=True)
 
 
+def _result(future: "Future[_Loaded]") -> _Loaded | _Unreadable:
+    try:
+        return future.result()
+    except _Unreadable as problem:
+        return problem
+
+
 def _encode_batch(
     codec: Codec,
     batch: _Batch,
-    loaded: Sequence[_Loaded],
+    loaded: Sequence[_Loaded | _Unreadable],
     info: CorpusInfo,
-    rows: dict[int, TokenRow],
-    failures: dict[int, dict[str, Any]],
     times: Times,
-) -> None:
-    """Adds the rows and failures of one batch, by position in the shard."""
-    good: list[tuple[int, _Loaded, Waveform]] = []
+    pool: ThreadPoolExecutor,
+) -> dict[int, TokenRow | _Unreadable]:
+    """The row of every utterance of a batch, or why there is none, by position in the shard."""
+    made: dict[int, TokenRow | _Unreadable] = {}
+    short: list[tuple[int, str, Waveform]] = []
     for position, one in zip(batch.positions, loaded, strict=True):
+        if isinstance(one, _Unreadable):
+            made[position] = one
+            continue
         times.read_s += one.read_s
-        if one.waveform is None:
-            failures[position] = {
-                **portable(batch.shard.utterances[position]),
-                "reason": one.reason,
-            }
+        if isinstance(one.sound, Source):
+            try:
+                codes, source_hash = _encode_parts(codec, one.sound, info, times, pool)
+            except _Unreadable as problem:
+                made[position] = problem
+                continue
+            utterance = batch.shard.utterances[position]
+            made[position] = _row(utterance, codes, one.sound.num_samples, source_hash, info)
         else:
-            good.append((position, one, one.waveform))
-    if not good:
-        return
+            short.append((position, one.source_hash, one.sound))
+    if short:
+        started = time.perf_counter()
+        encoded = codec.encode([w for _, _, w in short], num_codebooks=info.num_codebooks)
+        for number, (position, source_hash, waveform) in enumerate(short):
+            utterance = batch.shard.utterances[position]
+            codes = encoded.item(number)
+            made[position] = _row(utterance, codes, len(waveform), source_hash, info)
+        times.network_s += time.perf_counter() - started
+        times.num_samples += sum(len(w) for _, _, w in short)
+        times.network_samples += len(short) * max(len(w) for _, _, w in short)
+    return made
+
+
+def _encode_parts(
+    codec: Codec, source: Source, info: CorpusInfo, times: Times, pool: ThreadPoolExecutor
+) -> tuple[Tensor, str]:
+    """Codes [K, L] and hash of a long utterance that is read in parts, one ahead of the network.
+
+    Raises _Unreadable when a part cannot be read.
+    """
+    digest = blake2b(digest_size=16)
+    parts = source.read_parts(READ_FRAMES * info.hop_length)
+    wait_s = 0.0
+
+    def read() -> Waveform | None:
+        started = time.perf_counter()
+        try:
+            return next(parts, None)
+        except (ValueError, OSError) as problem:
+            raise _Unreadable(str(problem)) from problem
+        finally:
+            times.read_s += time.perf_counter() - started
+
+    def blocks() -> Iterator[Tensor]:
+        nonlocal wait_s
+        ahead = pool.submit(read)
+        while True:
+            started = time.perf_counter()
+            part = ahead.result()
+            wait_s += time.perf_counter() - started
+            if part is None:
+                return
+            ahead = pool.submit(read)
+            digest.update(_sample_bytes(part))
+            yield torch.from_numpy(part)
+
     started = time.perf_counter()
-    encoded = codec.encode([w for _, _, w in good], num_codebooks=info.num_codebooks)
-    codes = encoded.codes.cpu().numpy().astype(np.uint16)  # [B, K, L]
-    times.network_s += time.perf_counter() - started
-    lengths = encoded.lengths.tolist()
-    for number, (position, one, waveform) in enumerate(good):
-        utterance = batch.shard.utterances[position]
-        rows[position] = TokenRow(
-            id=utterance.id,
-            codes=codes[number, :, : lengths[number]],
-            num_samples=len(waveform),
-            speaker=utterance.speaker,
-            text=utterance.text,
-            source_hash=one.source_hash,
-            model_hash=info.model_hash,
-        )
-        times.num_samples += len(waveform)
-    times.network_samples += len(good) * max(len(w) for _, _, w in good)
+    codes, num_samples = encode_long(codec, blocks(), num_codebooks=info.num_codebooks)
+    times.network_s += time.perf_counter() - started - wait_s
+    times.wait_s += wait_s
+    times.num_samples += num_samples
+    times.network_samples += num_samples
+    return codes, digest.hexdigest()
+
+
+def _row(
+    utterance: Utterance, codes: Tensor, num_samples: int, source_hash: str, info: CorpusInfo
+) -> TokenRow:
+    return TokenRow(
+        id=utterance.id,
+        codes=codes.cpu().numpy().astype(np.uint16),
+        num_samples=num_samples,
+        speaker=utterance.speaker,
+        text=utterance.text,
+        source_hash=source_hash,
+        model_hash=info.model_hash,
+    )
 
 
 def _batches(
@@ -221,15 +295,27 @@ def _length(utterance: Utterance, sample_rate: int) -> int:
 
 
 def _load(utterance: Utterance, info: CorpusInfo) -> _Loaded:
+    """Reads an utterance, or only finds it when it is to be read in parts."""
     started = time.perf_counter()
     try:
-        waveform = read_utterance(
-            utterance, sample_rate=info.sample_rate, max_samples=info.max_samples
-        )
+        source = find_source(utterance, info.sample_rate)
+        if info.max_samples is not None and source.num_samples > info.max_samples:
+            lengths = (source.num_samples, info.max_samples)
+            found_s, allowed_s = (samples_to_seconds(n, info.sample_rate) for n in lengths)
+            raise _Unreadable(
+                f"{source.sound}: lasts {found_s:.1f} s, more than the {allowed_s:g} s allowed"
+            )
+        if source.num_samples > LONG_FRAMES * info.hop_length:
+            return _Loaded(source, "", 0.0)
+        waveform = source.read()
     except (ValueError, OSError) as problem:
-        return _Loaded(None, "", str(problem), time.perf_counter() - started)
-    digest = blake2b(waveform.astype("<f4", copy=False).tobytes(), digest_size=16)
-    return _Loaded(waveform, digest.hexdigest(), "", time.perf_counter() - started)
+        raise _Unreadable(str(problem)) from problem
+    digest = blake2b(_sample_bytes(waveform), digest_size=16)
+    return _Loaded(waveform, digest.hexdigest(), time.perf_counter() - started)
+
+
+def _sample_bytes(waveform: Waveform) -> bytes:
+    return waveform.astype("<f4", copy=False).tobytes()
 
 
 def portable(utterance: Utterance) -> dict[str, Any]:

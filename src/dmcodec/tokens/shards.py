@@ -35,7 +35,7 @@ class CorpusInfo(Record):
         model_id, model_hash: the codec, for people and exactly (`Codec.fingerprint`).
         num_codebooks: books kept of each recording, from book 1 on.
         shard_size: utterances of the manifest in each shard (the last has the rest).
-        max_samples: longer utterances are listed as failures; at `sample_rate`.
+        max_samples: longer utterances are listed as failures; at `sample_rate`. None: no limit.
         manifest_hash: of everything that the manifest says, but for the folders of sound files.
         has_webdataset, has_dmc: whether tars and .dmc files are written as well.
     """
@@ -48,7 +48,7 @@ class CorpusInfo(Record):
     num_codebooks: int = Field(ge=1)
     codebook_size: int = Field(ge=1, le=1 << 16)
     shard_size: int = Field(ge=1)
-    max_samples: int = Field(ge=1)
+    max_samples: int | None = Field(None, ge=1)
     manifest_hash: str
     num_utterances: int = Field(ge=1)
     has_webdataset: bool = False
