@@ -314,8 +314,8 @@ def _load(utterance: Utterance, info: CorpusInfo) -> _Loaded:
     return _Loaded(waveform, digest.hexdigest(), time.perf_counter() - started)
 
 
-def _sample_bytes(waveform: Waveform) -> bytes:
-    return waveform.astype("<f4", copy=False).tobytes()
+def _sample_bytes(waveform: Waveform) -> memoryview:
+    return memoryview(np.ascontiguousarray(waveform, dtype="<f4"))
 
 
 def portable(utterance: Utterance) -> dict[str, Any]:
