@@ -301,7 +301,7 @@ def tokenize(  # noqa: PLR0913 (one for each flag)
     ] = 100,
     readers: Annotated[int, typer.Option(min=1, help="Threads that read sound files.")] = 2,
     threads: Annotated[
-        int | None, typer.Option(min=1, help="CPU threads of the network, of each Ray worker: 1.")
+        int | None, typer.Option(min=1, help="CPU threads of the network, of each Ray worker.")
     ] = None,
     webdataset: Annotated[
         bool, typer.Option("--webdataset", help="Write WebDataset tars too.")
@@ -342,7 +342,7 @@ def tokenize(  # noqa: PLR0913 (one for each flag)
         address=ray_address,
         num_workers=ray_workers,
         device=device,
-        threads_per_worker=threads or 1,
+        threads_per_worker=threads,
     )
     try:
         with _progress("tokenizing", len(utterances)) as advance:

@@ -21,6 +21,7 @@ from dmcodec.tokens.corpus import (
     JobSummary,
     TooManyFailures,
     describe_corpus,
+    share_cores,
     tokenize,
 )
 from dmcodec.tokens.pipeline import Speed
@@ -414,6 +415,14 @@ def test_segments_are_encoded_as_if_they_were_files(codec: Codec, tmp_path: Path
     for row, (start, length) in zip(read_rows(tmp_path / "out"), spans.values(), strict=True):
         part = kept[start:] if length is None else kept[start : start + length]
         np.testing.assert_array_equal(row.codes, codec.encode(part).item(0))
+
+
+@pytest.mark.parametrize(
+    ("cores", "num_workers", "threads"),
+    [([2], 1, 2), ([2], 2, 1), ([2], 3, 1), ([16, 16, 4], 4, 8), ([16, 16, 4], 9, 4), ([], 2, 1)],
+)
+def test_ray_workers_share_the_cores(cores: list[int], num_workers: int, threads: int) -> None:
+    assert share_cores(cores, num_workers) == threads
 
 
 def test_ray_gives_the_same_files(codec: Codec, manifest: Path, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from copy import deepcopy
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -54,13 +54,14 @@ class Cluster:
         environment names or this machine runs, else a new one on this machine.
     num_workers: each holds the model and works on one shard at a time.
     device: of every worker; anything but cpu takes one GPU each.
-    threads_per_worker: CPU cores that each takes; readers are threads of their own.
+    threads_per_worker: CPU cores that each takes. None: with a GPU 1, without as many as there
+        are for each; readers are threads of their own, and mostly wait.
     """
 
     address: str | None = None
     num_workers: int = 1
     device: str = "cpu"
-    threads_per_worker: int = 1
+    threads_per_worker: int | None = None
 
 
 @dataclass
@@ -212,12 +213,22 @@ def tokenize_with_ray(
     if is_ours:
         _connect(cluster)
     try:
+        num_workers = min(cluster.num_workers, len(items))
+        num_threads = cluster.threads_per_worker or (
+            1 if cluster.device != "cpu" else share_cores(_count_cores(), num_workers)
+        )
         dataset = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
             _RayWorker,
             batch_size=1,
-            compute=ray.data.ActorPoolStrategy(size=min(cluster.num_workers, len(items))),
-            fn_constructor_args=(ray.put(deepcopy(codec).cpu()), info, speed, cluster),
-            num_cpus=cluster.threads_per_worker,
+            compute=ray.data.ActorPoolStrategy(size=num_workers),
+            fn_constructor_args=(
+                ray.put(deepcopy(codec).cpu()),
+                info,
+                speed,
+                cluster.device,
+                num_threads,
+            ),
+            num_cpus=num_threads,
             num_gpus=0 if cluster.device == "cpu" else 1,
         )
         for row in dataset.iter_rows():
@@ -232,12 +243,14 @@ def tokenize_with_ray(
 class _RayWorker:
     """Holds the codec on a Ray worker; a batch is one shard."""
 
-    def __init__(self, codec: Any, info: CorpusInfo, speed: Speed, cluster: Cluster) -> None:
+    def __init__(
+        self, codec: Any, info: CorpusInfo, speed: Speed, device: str, num_threads: int
+    ) -> None:
         import ray
         import torch
 
-        torch.set_num_threads(cluster.threads_per_worker)
-        self.codec: Codec = ray.get(codec).to(cluster.device).eval()
+        torch.set_num_threads(num_threads)
+        self.codec: Codec = ray.get(codec).to(device).eval()
         self.info = info
         self.speed = speed
 
@@ -260,8 +273,25 @@ def _connect(cluster: Cluster) -> None:
     try:
         ray.init(address="auto", log_to_driver=False)
     except ConnectionError:
-        num_cpus = max(cluster.num_workers * cluster.threads_per_worker, os.cpu_count() or 1)
+        wanted = cluster.num_workers * (cluster.threads_per_worker or 1)
+        num_cpus = max(wanted, len(os.sched_getaffinity(0)))
         ray.init(num_cpus=num_cpus, include_dashboard=False, log_to_driver=False)
+
+
+def _count_cores() -> list[int]:
+    """CPU cores of each machine of the cluster."""
+    import ray
+
+    nodes: list[dict[str, Any]] = cast(Any, ray).nodes()
+    return [int(node["Resources"].get("CPU", 0)) for node in nodes if node["Alive"]]
+
+
+def share_cores(cores: Sequence[int], num_workers: int) -> int:
+    """The most threads a worker may have so that all workers find a place; at least 1."""
+    threads = max(cores, default=1)
+    while threads > 1 and sum(each // threads for each in cores) < num_workers:
+        threads -= 1
+    return max(1, threads)
 
 
 def _claim(output: Path, info: CorpusInfo) -> CorpusInfo:

@@ -315,7 +315,7 @@ def _load(utterance: Utterance, info: CorpusInfo) -> _Loaded:
 
 
 def _sample_bytes(waveform: Waveform) -> memoryview:
-    return memoryview(np.ascontiguousarray(waveform, dtype="<f4"))
+    return np.ascontiguousarray(waveform, dtype="<f4").data
 
 
 def portable(utterance: Utterance) -> dict[str, Any]:
