@@ -1,8 +1,11 @@
 import errno
 import fcntl
+import io
 import json
 import subprocess
 import sys
+import tarfile
+import threading
 from hashlib import blake2b
 from pathlib import Path
 
@@ -11,7 +14,7 @@ import pytest
 import torch
 
 from dmcodec.audio import audio_info, read_audio, write_audio
-from dmcodec.codec.model import Codec, CodecConfig
+from dmcodec.codec.model import Codec, CodecConfig, Encoded
 from dmcodec.manifest import Utterance, read_manifest
 from dmcodec.sources import Source
 from dmcodec.tokens import corpus
@@ -27,7 +30,8 @@ from dmcodec.tokens.corpus import (
 from dmcodec.tokens.pipeline import Speed
 from dmcodec.tokens.shards import read_rows
 
-pytest.importorskip("pyarrow", reason="shards are Parquet: pip install 'dmcodec[data]'")
+pa = pytest.importorskip("pyarrow", reason="shards are Parquet: pip install 'dmcodec[data]'")
+pq = pytest.importorskip("pyarrow.parquet")
 
 NUM_KILLS = 21
 
@@ -415,6 +419,64 @@ def test_segments_are_encoded_as_if_they_were_files(codec: Codec, tmp_path: Path
     for row, (start, length) in zip(read_rows(tmp_path / "out"), spans.values(), strict=True):
         part = kept[start:] if length is None else kept[start : start + length]
         np.testing.assert_array_equal(row.codes, codec.encode(part).item(0))
+
+
+@pytest.mark.parametrize("kind", ["parquet", "tar"])
+def test_containers_give_the_rows_of_their_files(
+    codec: Codec, manifest: Path, tmp_path: Path, kind: str
+) -> None:
+    utterances = read_manifest(manifest)
+    sounds = {each.id: each.audio.read_bytes() for each in utterances}
+    if kind == "tar":
+        with tarfile.open(tmp_path / "all.tar", "w") as tar:
+            for number, data in enumerate(sounds.values()):
+                member = tarfile.TarInfo(f"{number:02}.wav")
+                member.size = len(data)
+                tar.addfile(member, io.BytesIO(data))
+    else:
+        columns = {"id": list(sounds), "audio": [{"bytes": data} for data in sounds.values()]}
+        pq.write_table(pa.table(columns), tmp_path / "all.parquet", row_group_size=5)
+    run(codec, utterances, tmp_path / "files")
+
+    run(codec, read_manifest(tmp_path / f"all.{kind}"), tmp_path / "out")
+
+    rows = zip(read_rows(tmp_path / "out"), read_rows(tmp_path / "files"), strict=True)
+    for found, expected in rows:
+        np.testing.assert_array_equal(found.codes, expected.codes)
+        assert found.source_hash == expected.source_hash
+
+
+def test_files_are_read_while_the_network_works(
+    codec: Codec, manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    utterances = read_manifest(manifest)
+    reads_begun, has_begun = 0, threading.Condition()
+    read, encode = Source.read, codec.encode
+
+    def counted_read(source: Source) -> np.ndarray:
+        nonlocal reads_begun
+        with has_begun:
+            reads_begun += 1
+            has_begun.notify_all()
+        return read(source)
+
+    num_encoded, was_ahead = 0, []
+
+    def encode_when_next_is_read(waveforms: list[np.ndarray], **settings: int) -> Encoded:
+        nonlocal num_encoded
+        num_encoded += len(waveforms)
+        with has_begun:  # in vain where reading waits for the network
+            if num_encoded < 6:
+                was_ahead.append(has_begun.wait_for(lambda: reads_begun > num_encoded, 10))
+        return encode(waveforms, **settings)
+
+    monkeypatch.setattr(Source, "read", counted_read)
+    monkeypatch.setattr(codec, "encode", encode_when_next_is_read)
+    info = describe_corpus(codec, utterances[:6], shard_size=3)
+    speed = Speed(batch_samples=1, num_readers=1)  # a batch for each utterance
+    tokenize(codec, utterances[:6], tmp_path / "out", info, speed=speed)
+
+    assert was_ahead == [True] * 5  # the last has no next
 
 
 @pytest.mark.parametrize(
