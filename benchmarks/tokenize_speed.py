@@ -4,22 +4,29 @@
     python benchmarks/tokenize_speed.py growth speech/train.jsonl --minutes 10 100 1000
 
 `ways` works on the same speech in a plain loop over files, with `dmcodec tokenize` on one and two
-threads, and with Ray on one and two workers; `growth` lets the amount of speech grow. Each run is a
-process of its own; recordings are repeated under new ids where the manifest has too few. Prints
-a Markdown table; ratios are what to compare between machines. `--model full` is the paper's
-architecture with random weights, whose speed is that of trained ones.
+threads, and with Ray on one and two workers of one thread; `growth` lets the amount of speech grow.
+Each run is a process of its own; recordings are repeated under new ids where the manifest has too
+few. Prints a Markdown table; ratios are what to compare between machines, and on a machine with
+other work the sums over `--rounds` in turn. `--model full` is the paper's architecture with random
+weights, whose speed is that of trained ones.
+
+"network" is the time the network was at work, added over the workers; what Ray's wall time has
+beyond it is the start of the workers and the end, where one waits for the other. "CPU" is processor
+time of all processes; memory is the peak of the process that encodes (the largest one).
 """
 # ruff: noqa: T201
 
 import argparse
+import contextlib
 import json
-import resource
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 
+import psutil
 import torch
 
 from dmcodec.audio import SAMPLE_RATE
@@ -28,8 +35,6 @@ from dmcodec.codec.model import Codec, CodecConfig
 from dmcodec.manifest import Utterance, read_manifest
 from dmcodec.sources import measure
 from dmcodec.tokens.corpus import Cluster, describe_corpus, tokenize
-from dmcodec.tokens.pipeline import Speed
-from dmcodec.tokens.shards import read_rows
 
 # Name -> threads of this process, Ray workers of one thread each (0: without Ray).
 WAYS = {
@@ -53,19 +58,24 @@ def main() -> None:
         if arguments.what == "ways"
         else [(arguments.ways[-1], minutes) for minutes in arguments.minutes]
     )
+    totals: dict[tuple[str, float], dict[str, float]] = {}
+    for run in runs * arguments.rounds:
+        report = start_run(arguments, *run)
+        total = totals.setdefault(run, dict.fromkeys(report, 0.0))
+        for name, value in report.items():
+            is_peak = name == "peak_mb"
+            total[name] = max(total[name], value) if is_peak else total[name] + value
     print(
-        "| way | speech, min | wall, s | hours an hour | to the first | peak memory, MB | details |"
+        "| way | speech, min | wall, s | hours an hour | to the first | network, s | CPU, s | MB |"
     )
-    print("|---|---|---|---|---|---|---|")
-    first: float | None = None
-    for way, minutes in runs:
-        report = start_run(arguments, way, minutes)
-        rate = report["speech_s"] / report["wall_s"]
-        first = first or rate
+    print("|---|---|---|---|---|---|---|---|")
+    first = next(iter(totals.values()))
+    for (way, _), total in totals.items():
+        rate = total["speech_s"] / total["wall_s"]
         print(
-            f"| {way} | {report['speech_s'] / 60:.1f} | {report['wall_s']:.1f} | {rate:.1f} | "
-            f"{rate / first:.2f} | {report['peak_mb']:.0f} | {report['details']} |",
-            flush=True,
+            f"| {way} | {total['speech_s'] / 60:.1f} | {total['wall_s']:.1f} | {rate:.1f} | "
+            f"{rate * first['wall_s'] / first['speech_s']:.2f} | {total['network_s']:.1f} | "
+            f"{total['cpu_s']:.1f} | {total['peak_mb']:.0f} |"
         )
 
 
@@ -77,10 +87,11 @@ def start_run(arguments: argparse.Namespace, way: str, minutes: float) -> dict[s
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         sys.exit(done.stderr)
+    print(f"{way}: {done.stdout.splitlines()[-1]}", file=sys.stderr, flush=True)
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def run_once(arguments: argparse.Namespace) -> dict[str, object]:
+def run_once(arguments: argparse.Namespace) -> dict[str, float]:
     """Works on the speech once; the model is loaded and Ray is started before the clock."""
     (way,) = arguments.ways
     num_threads, num_workers = WAYS[way]
@@ -92,34 +103,65 @@ def run_once(arguments: argparse.Namespace) -> dict[str, object]:
         import ray
 
         ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    usage = Usage()
     started = time.perf_counter()
-    details = ""
     if way.startswith("loop"):
         num_samples = sum(int(codec.encode(each.audio).num_samples[0]) for each in utterances)
+        network_s = time.perf_counter() - started
     else:
         with tempfile.TemporaryDirectory() as folder:
-            info = describe_corpus(codec, utterances, shard_size=arguments.shard_size)
             job = tokenize(
                 codec,
                 utterances,
                 Path(folder),
-                info,
-                speed=Speed(num_readers=1 if num_workers else 2),
-                cluster=Cluster(num_workers=num_workers) if num_workers else None,
+                describe_corpus(codec, utterances, shard_size=arguments.shard_size),
+                cluster=Cluster(num_workers=num_workers, threads_per_worker=1)
+                if num_workers
+                else None,
                 max_failures=0,
             )
-            details = (
-                f"waiting for files {job.times.wait_s:.1f} s, padding "
-                f"{1 - job.times.num_samples / job.times.network_samples:.1%}"
-            )
-            num_samples = job.times.num_samples
-            assert sum(1 for _ in read_rows(Path(folder))) == len(utterances)
+        assert job.num_done == len(utterances)
+        num_samples, network_s = job.times.num_samples, job.times.network_s
+    wall_s = time.perf_counter() - started
     return {
-        "wall_s": time.perf_counter() - started,
+        "wall_s": wall_s,
         "speech_s": num_samples / codec.config.sample_rate,
-        "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
-        "details": details,
+        "network_s": network_s,
+        **usage.stop(),
     }
+
+
+class Usage:
+    """Processor time and peak memory of this process and its children, some of which end early."""
+
+    def __init__(self) -> None:
+        self._cpu_s: dict[int, float] = {}
+        self._peak_bytes = 0
+        self._is_over = threading.Event()
+        self._look()
+        self._cpu_s_before = sum(self._cpu_s.values())
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+
+    def stop(self) -> dict[str, float]:
+        """Processor seconds since the beginning; the largest process's peak in MB."""
+        self._is_over.set()
+        self._thread.join()
+        self._look()
+        used_s = sum(self._cpu_s.values()) - self._cpu_s_before
+        return {"cpu_s": used_s, "peak_mb": self._peak_bytes / 1e6}
+
+    def _watch(self) -> None:
+        while not self._is_over.wait(0.5):
+            self._look()
+
+    def _look(self) -> None:
+        this = psutil.Process()
+        for process in [this, *this.children(recursive=True)]:
+            with contextlib.suppress(psutil.Error):
+                times = process.cpu_times()
+                self._cpu_s[process.pid] = times.user + times.system
+                self._peak_bytes = max(self._peak_bytes, process.memory_info().rss)
 
 
 def load_codec(name: str) -> Codec:
@@ -148,6 +190,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, nargs="+", default=[20.0])
     parser.add_argument("--ways", nargs="+", choices=WAYS, help="default: all, growth: 2 threads")
     parser.add_argument("--model", default="bundled", help="bundled, full, or a codec folder")
+    parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--shard-size", type=int, default=64)
     arguments = parser.parse_args()
     if arguments.ways is None:
