@@ -11,8 +11,8 @@ other work the sums over `--rounds` in turn. `--model full` is the paper's archi
 weights, whose speed is that of trained ones.
 
 "network" is the time the network was at work, added over the workers; what Ray's wall time has
-beyond it is the start of the workers and the end, where one waits for the other. "CPU" is processor
-time of all processes; memory is the peak of the process that encodes (the largest one).
+beyond it is the start of Ray and the workers, and the end, where one waits for the other. "CPU" is
+processor time of all processes, memory the peak of the largest one.
 """
 # ruff: noqa: T201
 
@@ -92,17 +92,13 @@ def start_run(arguments: argparse.Namespace, way: str, minutes: float) -> dict[s
 
 
 def run_once(arguments: argparse.Namespace) -> dict[str, float]:
-    """Works on the speech once; the model is loaded and Ray is started before the clock."""
+    """Works on the speech once; the clock starts when the model is loaded."""
     (way,) = arguments.ways
     num_threads, num_workers = WAYS[way]
     torch.set_num_threads(num_threads)
     codec = load_codec(arguments.model)
     utterances = take(read_manifest(arguments.manifest), arguments.minutes[0])
     codec.encode(torch.zeros(SAMPLE_RATE))
-    if num_workers:
-        import ray
-
-        ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
     usage = Usage()
     started = time.perf_counter()
     if way.startswith("loop"):
@@ -115,7 +111,7 @@ def run_once(arguments: argparse.Namespace) -> dict[str, float]:
                 utterances,
                 Path(folder),
                 describe_corpus(codec, utterances, shard_size=arguments.shard_size),
-                cluster=Cluster(num_workers=num_workers, threads_per_worker=1)
+                cluster=Cluster(address="local", num_workers=num_workers, threads_per_worker=1)
                 if num_workers
                 else None,
                 max_failures=0,

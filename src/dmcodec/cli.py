@@ -309,7 +309,8 @@ def tokenize(  # noqa: PLR0913 (one for each flag)
     dmc: Annotated[bool, typer.Option("--dmc", help="Write a .dmc file of each too.")] = False,
     ray: Annotated[bool, typer.Option("--ray", help="Share the work on a Ray cluster.")] = False,
     ray_address: Annotated[
-        str | None, typer.Option(help="auto, HOST:PORT, ray://HOST:10001; default: find or start.")
+        str | None,
+        typer.Option(help="auto, local, HOST:PORT, ray://HOST:10001; default: find or start."),
     ] = None,
     ray_workers: Annotated[int, typer.Option(min=1, help="Ray workers with the model.")] = 1,
 ) -> None:

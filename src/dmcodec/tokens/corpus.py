@@ -50,8 +50,8 @@ class TooManyFailures(ValueError):
 class Cluster:
     """Ray workers that share a job.
 
-    address: of a running cluster ("auto", HOST:PORT, ray://HOST:10001); None: one that the
-        environment names or this machine runs, else a new one on this machine.
+    address: of a running cluster ("auto", HOST:PORT, ray://HOST:10001); "local": a new one on
+        this machine; None: one that the environment names or this machine runs, else a new one.
     num_workers: each holds the model and works on one shard at a time.
     device: of every worker; anything but cpu takes one GPU each.
     threads_per_worker: CPU cores that each takes. None: with a GPU 1, without as many as there
@@ -220,7 +220,8 @@ def tokenize_with_ray(
         dataset = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
             _RayWorker,
             batch_size=1,
-            compute=ray.data.ActorPoolStrategy(size=num_workers),
+            # One shard at a time: the first worker to start would queue those of the others.
+            compute=ray.data.ActorPoolStrategy(size=num_workers, max_tasks_in_flight_per_actor=1),
             fn_constructor_args=(
                 ray.put(deepcopy(codec).cpu()),
                 info,
@@ -267,15 +268,22 @@ def _connect(cluster: Cluster) -> None:
     """Joins the cluster that was named or can be found, else starts one on this machine."""
     import ray
 
-    if cluster.address is not None:
-        ray.init(address=cluster.address, log_to_driver=False)
-        return
     try:
-        ray.init(address="auto", log_to_driver=False)
+        if cluster.address != "local":
+            ray.init(address=cluster.address or "auto", log_to_driver=False)
+            return
     except ConnectionError:
-        wanted = cluster.num_workers * (cluster.threads_per_worker or 1)
-        num_cpus = max(wanted, len(os.sched_getaffinity(0)))
-        ray.init(num_cpus=num_cpus, include_dashboard=False, log_to_driver=False)
+        if cluster.address is not None:
+            raise
+    wanted = cluster.num_workers * (cluster.threads_per_worker or 1)
+    ray.init(
+        address="local",
+        num_cpus=max(wanted, len(os.sched_getaffinity(0))),
+        include_dashboard=False,
+        log_to_driver=False,
+        # Ray's own default of 15 lets any other work on the machine starve the workers.
+        _system_config={"worker_niceness": 0},
+    )
 
 
 def _count_cores() -> list[int]:
