@@ -493,7 +493,9 @@ def test_ray_gives_the_same_files(codec: Codec, manifest: Path, tmp_path: Path) 
     info = describe_corpus(codec, utterances, shard_size=4)
     tokenize(codec, utterances, tmp_path / "here", info)
 
-    job = tokenize(codec, utterances, tmp_path / "ray", info, cluster=Cluster(num_workers=2))
+    job = tokenize(
+        codec, utterances, tmp_path / "ray", info, cluster=Cluster(address="local", num_workers=2)
+    )
 
     assert job.num_done == 21
     assert contents(tmp_path / "ray") == contents(tmp_path / "here")
