@@ -5,8 +5,8 @@
     python examples/token_gpt.py tokens/train tokens/valid -o gpt-out
 
 Needs pip install 'dmcodec[data]' transformers. Writes the opening of a held-out recording, what
-the model goes on to say, the model, and result.json. Losses are in nats a code: the unigram figure is what a
-model would get that knows how often each code of each book is used, and nothing else.
+the model goes on to say, the model, and result.json. Losses are in nats a code: the unigram figure
+is what a model would get that knows how often each code of each book is used, and nothing else.
 """
 # ruff: noqa: T201, TID251
 
