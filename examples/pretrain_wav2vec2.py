@@ -7,6 +7,7 @@ of this size, trained for minutes on a processor, is far weaker than HuBERT: it 
 
 Reference: Baevski et al. 2020, arXiv:2006.11477, through `transformers.Wav2Vec2ForPreTraining`.
 """
+# ruff: noqa: NPY002, T201, TID251
 
 import argparse
 import time

@@ -121,7 +121,7 @@ def ablate(
         train(experiment, folders[key], resume=True, device=device)
     progress("training", len(experiments), len(experiments))
 
-    whole = {_system(*key): folder / "codec" for key, folder in folders.items()}
+    whole = {_system(*key): str(folder / "codec") for key, folder in folders.items()}
     quality = _evaluate(
         config, whole, ("stoi", "pesq", "codes"), config.num_clips, output / "evaluation",
         num_processes, progress,
@@ -150,7 +150,7 @@ def _system(row: str, seed: int) -> str:
 
 def _evaluate(
     config: AblationConfig,
-    codecs: Mapping[str, object],
+    codecs: Mapping[str, str],
     measures: tuple[str, ...],
     num_clips: int | None,
     output: Path,

@@ -4,8 +4,8 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from dmcodec.audio import samples_to_seconds
 from dmcodec.manifest import read_manifests
+from dmcodec.teachers.alignment import TIME_RATE
 from dmcodec.teachers.extract import CodecFrames, ExtractionSummary, extract
 from dmcodec.teachers.store import FeatureStore
 from dmcodec.teachers.text import TextTeacherConfig
@@ -82,8 +82,8 @@ def _write_word_times(folder: Path) -> None:
             words = [
                 {
                     "text": word.text,
-                    "start_s": samples_to_seconds(word.start_samples),
-                    "end_s": samples_to_seconds(word.end_samples),
+                    "start_s": word.start_samples / TIME_RATE,
+                    "end_s": word.end_samples / TIME_RATE,
                 }
                 for word in store.words(utterance_id)
             ]
