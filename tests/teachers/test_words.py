@@ -81,6 +81,20 @@ def test_settings_that_contradict_each_other_are_refused(settings):
         SttConfig.model_validate(settings)
 
 
+def test_given_word_without_times_stays_behind_the_word_it_follows(tmp_path: Path):
+    words = [
+        {"text": "two", "start_s": 0.5, "end_s": 1},
+        {"text": "3", "start_s": None, "end_s": None},
+        {"text": "one", "start_s": 0, "end_s": 0.25},
+    ]
+    path = tmp_path / "words.jsonl"
+    path.write_text(json.dumps({"id": "u", "words": words}) + "\n")
+
+    assert read_word_times(path) == {
+        "u": [Word("one", 0, 4_000), Word("two", 8_000, 16_000), Word("3")]
+    }
+
+
 @pytest.mark.parametrize("num_samples", [32_000, 100])
 def test_whisper_model_finds_words_on_whole_samples_inside_the_recording(
     whisper_model, num_samples

@@ -82,8 +82,8 @@ def _write_word_times(folder: Path) -> None:
             words = [
                 {
                     "text": word.text,
-                    "start_s": word.start_samples / TIME_RATE,
-                    "end_s": word.end_samples / TIME_RATE,
+                    "start_s": word.start_samples / TIME_RATE if word.is_timed else None,
+                    "end_s": word.end_samples / TIME_RATE if word.is_timed else None,
                 }
                 for word in store.words(utterance_id)
             ]
