@@ -454,6 +454,36 @@ def evaluate(
         )
 
 
+@app.command()
+def ablate(
+    config: Annotated[
+        Path, typer.Argument(metavar="CONFIG", help="A table of runs: configs/ablations/*.toml.")
+    ],
+    output: Annotated[
+        Path, typer.Option("-o", "--output", metavar="DIR", help="Folder of runs and results.")
+    ],
+    assignments: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="KEY=VALUE", help="Of the table: seeds=[1], num_word_clips=50 ..."
+        ),
+    ] = None,
+    processes: Annotated[int, typer.Option(min=1, help="For features and scores.")] = 1,
+    device: Device = "auto",
+) -> None:
+    """Train and measure every row of a table of ablations; run again to go on."""
+    from dmcodec.ablation import AblationConfig
+    from dmcodec.ablation import ablate as run_table
+    from dmcodec.config import load_config
+
+    table = load_config(config, AblationConfig, assignments)
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    with _stage_progress() as progress:
+        text = run_table(table, output, device=device, num_processes=processes, progress=progress)
+    typer.echo(text)
+    typer.echo(f"the table is in {output / 'table.md'}")
+
+
 def main() -> None:
     """Runs the command line; expected errors end it with one sentence and exit code 1."""
     try:

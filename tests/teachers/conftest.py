@@ -109,3 +109,61 @@ def ctc_model(transformers, tmp_path_factory) -> Path:
     config = transformers.Wav2Vec2Config(**CONVOLUTIONS, **ENCODER, vocab_size=len(symbols))
     transformers.Wav2Vec2ForCTC(config).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def whisper_model(transformers, tmp_path_factory) -> Path:
+    """A multilingual Whisper with one layer of width 16 that spells with single bytes."""
+    from tokenizers import AddedToken
+    from tokenizers.pre_tokenizers import ByteLevel
+    from transformers.models.whisper.tokenization_whisper import LANGUAGES
+
+    folder = tmp_path_factory.mktemp("whisper")
+    special = ["<|endoftext|>", "<|startoftranscript|>", *(f"<|{code}|>" for code in LANGUAGES)]
+    special += ["<|translate|>", "<|transcribe|>", "<|startoflm|>", "<|startofprev|>"]
+    special += ["<|nospeech|>", "<|notimestamps|>"]
+    symbols = [*sorted(ByteLevel.alphabet()), *special]
+    tokens = {symbol: number for number, symbol in enumerate(symbols)}
+    tokenizer = transformers.WhisperTokenizer(
+        vocab=tokens, merges=[], language="en", task="transcribe"
+    )
+    tokenizer.add_special_tokens({"additional_special_tokens": special[1:]})
+    times = [f"<|{0.02 * number:.2f}|>" for number in range(1501)]
+    tokenizer.add_tokens([AddedToken(time, special=False) for time in times])
+    tokenizer.save_pretrained(folder)
+    transformers.WhisperFeatureExtractor(feature_size=80).save_pretrained(folder)
+    end, start = tokens["<|endoftext|>"], tokens["<|startoftranscript|>"]
+    torch.manual_seed(5)  # noqa: TID251
+    config = transformers.WhisperConfig(
+        vocab_size=len(tokenizer),
+        d_model=16,
+        encoder_layers=1,
+        decoder_layers=1,
+        encoder_attention_heads=2,
+        decoder_attention_heads=2,
+        encoder_ffn_dim=16,
+        decoder_ffn_dim=16,
+        max_target_positions=64,
+        decoder_start_token_id=start,
+        bos_token_id=end,
+        eos_token_id=end,
+        pad_token_id=end,
+        suppress_tokens=None,
+        begin_suppress_tokens=None,
+    )
+    transformers.WhisperForConditionalGeneration(config).save_pretrained(folder)
+    transformers.GenerationConfig(
+        bos_token_id=end,
+        eos_token_id=end,
+        pad_token_id=end,
+        decoder_start_token_id=start,
+        is_multilingual=True,
+        lang_to_id={"<|en|>": tokens["<|en|>"]},
+        task_to_id={name: tokens[f"<|{name}|>"] for name in ("transcribe", "translate")},
+        no_timestamps_token_id=tokens["<|notimestamps|>"],
+        prev_sot_token_id=tokens["<|startofprev|>"],
+        alignment_heads=[[0, 0], [0, 1]],
+        max_initial_timestamp_index=50,
+        max_length=40,
+    ).save_pretrained(folder)
+    return folder

@@ -81,6 +81,37 @@ def test_settings_that_contradict_each_other_are_refused(settings):
         SttConfig.model_validate(settings)
 
 
+def test_given_word_without_times_stays_behind_the_word_it_follows(tmp_path: Path):
+    words = [
+        {"text": "two", "start_s": 0.5, "end_s": 1},
+        {"text": "3", "start_s": None, "end_s": None},
+        {"text": "one", "start_s": 0, "end_s": 0.25},
+    ]
+    path = tmp_path / "words.jsonl"
+    path.write_text(json.dumps({"id": "u", "words": words}) + "\n")
+
+    assert read_word_times(path) == {
+        "u": [Word("one", 0, 4_000), Word("two", 8_000, 16_000), Word("3")]
+    }
+
+
+@pytest.mark.parametrize("num_samples", [32_000, 100])
+def test_whisper_model_finds_words_on_whole_samples_inside_the_recording(
+    whisper_model, num_samples
+):
+    finder = load_word_finder(SttConfig(kind="whisper", model=str(whisper_model), language="en"))
+    rng = np.random.default_rng(0)
+    noise = (0.1 * rng.standard_normal(num_samples)).astype(np.float32)
+
+    words = finder.find(noise, None, "clip")
+
+    assert words  # random weights, so the words are random too
+    for word in words:
+        assert isinstance(word.start_samples, int)
+        assert isinstance(word.end_samples, int)
+        assert 0 <= word.start_samples <= word.end_samples <= num_samples
+
+
 def test_whisper_chunks_become_words_inside_the_recording():
     chunks = [
         {"text": " Hello", "timestamp": (0.0, None)},

@@ -1,41 +1,49 @@
-"""Every row of docs/ablations.md is an experiment."""
+"""Every row of the tables in configs/ablations is an experiment."""
 
-import re
 from pathlib import Path
 
 import pytest
 
-DOCUMENT = Path(__file__).parents[2] / "docs" / "ablations.md"
+from dmcodec.ablation import AblationConfig
+from dmcodec.config import load_config
+
+ROOT = Path(__file__).parents[2]
+TABLES = sorted((ROOT / "configs" / "ablations").glob("*.toml"))
 
 
-def rows() -> list[tuple[str, str, list[str]]]:
-    """Row, configuration and assignments of each line of the tables."""
-    found = []
-    for line in DOCUMENT.read_text().splitlines():
-        cells = [cell.strip() for cell in line.strip("|").split("|")]
-        if line.startswith("|") and len(cells) == 4 and cells[2].startswith("`"):
-            found.append((cells[0], cells[2].strip("`"), re.findall(r"`([^`]+)`", cells[3])))
-    return found
+@pytest.fixture(autouse=True)
+def _in_the_repository(monkeypatch):
+    monkeypatch.chdir(ROOT)
 
 
-@pytest.mark.parametrize(("row", "name", "assignments"), rows())
-def test_row_is_an_experiment(tiny, row, name, assignments):
-    plain = tiny(name=name)
+@pytest.mark.parametrize("path", TABLES, ids=lambda path: path.stem)
+def test_rows_differ_from_each_other_and_share_no_store_of_other_teachers(path):
+    table = load_config(path, AblationConfig)
 
-    experiment = tiny(*assignments, name=name)
+    experiments = [table.experiment_of(row, seed=7) for row in table.rows]
 
-    assert (experiment.distillation == plain.distillation) == (
-        all(each.endswith("text.books=[1]") for each in assignments)
-    ), row
-
-
-def test_rows_with_other_teachers_name_stores_of_their_own(tiny):
+    assert all(experiment.seed == 7 for experiment in experiments)
+    distillations = [experiment.distillation for experiment in experiments]
     teachers = {}
-    for _, name, assignments in rows():
-        distillation = tiny(*assignments, name=name).distillation
-        for guide in distillation.teachers.values() if distillation is not None else ():
-            teachers.setdefault(guide.store, []).append(guide.teacher)
-
-    assert len(rows()) > 40
+    for guidance in filter(None, distillations):
+        for guide in guidance.teachers.values():
+            if guide.store is not None:
+                teachers.setdefault(guide.store, []).append(guide.teacher)
     for store, sharing in teachers.items():
         assert all(each == sharing[0] for each in sharing), store
+    assert table.rows[0].published_wer is None  # the reference: no teacher
+    assert distillations[0] is None
+
+
+def test_every_row_of_the_paper_is_there():
+    published = [
+        row.published_wer
+        for path in TABLES
+        for row in load_config(path, AblationConfig).rows
+        if row.published_wer is not None
+    ]
+
+    assert len(TABLES) == 7
+    assert len(published) == 3 + 8 + 11 + 6 + 6
+    assert min(published) == 4.05
+    assert max(published) == 4.83

@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 from dmcodec.cli import app
 from dmcodec.manifest import read_manifests
 from dmcodec.teachers.store import FeatureStore
+from dmcodec.teachers.words import read_word_times
 from dmcodec.training.loop import train
 from dmcodec.training.teach import teach
 
@@ -51,6 +52,10 @@ def test_taught_run_learns_from_its_store(tiny, assignments, tmp_path):
     assert "12 done (0 of them without any feature), 0 there before, 0 failed" in first.output
     assert "0 done (0 of them without any feature), 12 there before" in second.output
     assert len(FeatureStore(tmp_path / "store")) == 12
+    given = read_word_times(tmp_path / "words.jsonl")
+    assert read_word_times(tmp_path / "store" / "words.jsonl") == {
+        key: [word for word in words if word.end_samples <= 16_000] for key, words in given.items()
+    }
     scores = train(tiny(*assignments), tmp_path / "run", device="cpu")
     assert 0.2 < scores["loss_distill_text"] < 1.3
 

@@ -181,20 +181,24 @@ class WhisperFinder:
 def words_from_chunks(chunks: Sequence[Mapping[str, Any]], num_samples: int) -> list[Word]:
     """Words from `text` and `timestamp` (seconds) as transformers gives them.
 
-    An end that is missing is the next word's start, or the end of the recording; times beyond the
-    recording are cut.
+    An end that is missing is the next word's start, or the end of the recording; times outside the
+    recording (Whisper gives some before the start of very short ones) are moved to its border.
     """
-    starts = [float(chunk["timestamp"][0]) * TIME_RATE for chunk in chunks]
+    starts = [_inside(chunk["timestamp"][0], num_samples) for chunk in chunks]
     words = []
     for index, chunk in enumerate(chunks):
         end_s = chunk["timestamp"][1]
-        following = starts[index + 1] if index + 1 < len(starts) else float(num_samples)
-        end = following if end_s is None else float(end_s) * TIME_RATE
-        start, end = min(starts[index], num_samples), min(end, num_samples)
+        following = starts[index + 1] if index + 1 < len(starts) else num_samples
+        end = following if end_s is None else _inside(end_s, num_samples)
         text = str(chunk["text"]).strip()
         if text:
-            words.append(Word(text, start, max(start, end)))
+            words.append(Word(text, starts[index], max(starts[index], end)))
     return words
+
+
+def _inside(time_s: float, num_samples: int) -> int:
+    """A time as whole samples within a recording."""
+    return min(max(round(time_s * TIME_RATE), 0), num_samples)
 
 
 class PocketSphinxFinder:

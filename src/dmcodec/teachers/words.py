@@ -5,7 +5,7 @@ words are in recognizers.py, what the language model makes of them in text.py.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal, Protocol, Self
 
@@ -26,8 +26,9 @@ class SttConfig(Record):
         use_transcripts: utterances whose manifest has a text get this text, with times from
             forced alignment by the model ("ctc", "pocketsphinx"); others are recognized.
         language: for multilingual Whisper models, such as "en"; None: the model finds out.
-        word_times: for "given": JSONL with `id` and `words` (`text`, `start_s`, `end_s`), or a
-            CTM file (id, channel, start, duration, word).
+        word_times: for "given": JSONL with `id` and `words` (`text`, `start_s`, `end_s`; null for
+            a word that lies on no frame but is read with the others), or a CTM file (id, channel,
+            start, duration, word).
     """
 
     kind: Literal["ctc", "whisper", "pocketsphinx", "given"] = "ctc"
@@ -71,7 +72,10 @@ class GivenWords:
 
 
 def read_word_times(path: Path) -> dict[str, list[Word]]:
-    """Words by utterance from JSONL or CTM; each utterance's words ordered by their start."""
+    """Words by utterance from JSONL or CTM; each utterance's words ordered by their start.
+
+    Words without times stay behind the word that they follow.
+    """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file of word times")
     words: dict[str, list[Word]] = {}
@@ -89,10 +93,20 @@ def read_word_times(path: Path) -> dict[str, list[Word]]:
                 words.setdefault(utterance_id, []).append(_timed(text, start, end))
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{path}:{number}: no word times: {error}") from error
-    return {key: sorted(each, key=lambda word: word.start_samples) for key, each in words.items()}
+    return {key: _in_order(each) for key, each in words.items()}
 
 
-def _timed(text: str, start_s: float | str, end_s: float | str) -> Word:
+def _in_order(words: Sequence[Word]) -> list[Word]:
+    places, last = [], 0.0
+    for word in words:
+        last = word.start_samples if word.is_timed else last
+        places.append(last)
+    return [words[index] for index in sorted(range(len(words)), key=places.__getitem__)]
+
+
+def _timed(text: str, start_s: float | str | None, end_s: float | str | None) -> Word:
+    if start_s is None or end_s is None:
+        return Word(str(text))
     start, end = seconds_to_samples(float(start_s)), seconds_to_samples(float(end_s))
     if end < start:
         raise ValueError(f"{text!r} ends before it begins")

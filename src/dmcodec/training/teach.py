@@ -1,11 +1,18 @@
 """The features that an experiment wants from stores, computed beforehand: `dmcodec teach`."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
 from dmcodec.manifest import read_manifests
+from dmcodec.teachers.alignment import TIME_RATE
 from dmcodec.teachers.extract import CodecFrames, ExtractionSummary, extract
+from dmcodec.teachers.store import FeatureStore
+from dmcodec.teachers.text import TextTeacherConfig
 from dmcodec.training.experiment import Experiment
+
+WORD_TIMES = "words.jsonl"
+"""File in a text teacher's store: words with their times, as `stt.kind = "given"` reads them."""
 
 
 def teach(
@@ -17,7 +24,8 @@ def teach(
 ) -> dict[Path, ExtractionSummary]:
     """Fills every store that the experiment's teachers name; what is there already is kept.
 
-    The utterances are those of the training manifests and of the validation manifest.
+    The utterances are those of the training manifests and of the validation manifest. A language
+    model's store also gets `WORD_TIMES`, so that another one need not recognize the speech again.
 
     Args:
         experiment: with `[distillation]`.
@@ -61,4 +69,23 @@ def teach(
             device=device,
             on_progress=report,
         )
+        if isinstance(guide.teacher, TextTeacherConfig):
+            _write_word_times(guide.store)
     return summaries
+
+
+def _write_word_times(folder: Path) -> None:
+    store = FeatureStore(folder)
+    temporary = folder / f"{WORD_TIMES}.tmp"
+    with temporary.open("w", encoding="utf-8") as file:
+        for utterance_id in store.utterance_ids:
+            words = [
+                {
+                    "text": word.text,
+                    "start_s": word.start_samples / TIME_RATE if word.is_timed else None,
+                    "end_s": word.end_samples / TIME_RATE if word.is_timed else None,
+                }
+                for word in store.words(utterance_id)
+            ]
+            file.write(json.dumps({"id": utterance_id, "words": words}, ensure_ascii=False) + "\n")
+    temporary.replace(folder / WORD_TIMES)

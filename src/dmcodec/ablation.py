@@ -1,0 +1,302 @@
+"""A table of training runs that differ in a few keys: `dmcodec ablate configs/ablations/x.toml`.
+
+Every row is an experiment with some keys set, trained once for each seed and then measured on the
+same clips. What is done is kept in the output folder; the same command goes on from there:
+
+    runs/<row>-seed<n>/   training runs                evaluation/   quality, codes
+    words/                word errors                  table.md  table.json
+"""
+
+import json
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+from pydantic import Field, model_validator
+
+from dmcodec.config import Record, load_config
+from dmcodec.evaluation.about import EvaluationConfig
+from dmcodec.evaluation.measures import MEASURES
+from dmcodec.evaluation.rows import Row, components
+from dmcodec.evaluation.run import Evaluation, evaluate
+from dmcodec.evaluation.statistics import Bootstrap, ratio
+from dmcodec.evaluation.storage import write_text
+from dmcodec.evaluation.summary import Summary
+from dmcodec.training.experiment import Experiment
+from dmcodec.training.loop import train
+from dmcodec.training.teach import teach
+
+logger = logging.getLogger(__name__)
+
+Progress = Callable[[str, int, int], None]
+"""Called with what is being done, how many of it are done, and how many there are."""
+
+
+class AblationRow(Record):
+    """One line of the table.
+
+    Attributes:
+        name: letters, digits and `+-_.` (it names folders).
+        label: what the table calls it; None: the name.
+        published_wer: per cent, from the paper, shown beside; None: the paper has no such row.
+        experiment: the configuration it trains; None: the ablation's.
+        assignments: `key=value` as for `--set`, after those of the ablation.
+    """
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9+_.-]*$")
+    label: str | None = None
+    published_wer: float | None = Field(None, gt=0)
+    experiment: Path | None = None
+    assignments: tuple[str, ...] = ()
+
+
+class AblationConfig(Record):
+    """A table: its rows, and how each is trained and measured.
+
+    Attributes:
+        experiment: configuration that rows train unless they name another.
+        assignments: `key=value` for every row.
+        seeds: every row is trained once with each.
+        rows: the first is the reference that differences are taken against.
+        clips: manifests of the test clips.
+        num_clips: how many of them are drawn; None: all.
+        num_word_clips: how many clips are recognized, from book 1 and from all books; 0: none.
+        recognizer: see `dmcodec evaluate --recognizer`.
+    """
+
+    experiment: Path
+    assignments: tuple[str, ...] = ()
+    seeds: tuple[int, ...] = Field((1, 2), min_length=1)
+    rows: tuple[AblationRow, ...] = Field(min_length=2)
+    clips: tuple[Path, ...] = Field(min_length=1)
+    num_clips: int | None = Field(None, ge=1)
+    num_word_clips: int = Field(300, ge=0)
+    recognizer: str = "pocketsphinx"
+
+    @model_validator(mode="after")
+    def _check_names(self) -> Self:
+        names = [row.name for row in self.rows]
+        if len(set(names)) < len(names) or len(set(self.seeds)) < len(self.seeds):
+            raise ValueError("rows must have different names, and seeds must differ")
+        return self
+
+    def experiment_of(self, row: AblationRow, seed: int) -> Experiment:
+        """The complete experiment of one run."""
+        assignments = [*self.assignments, *row.assignments, f"seed={seed}"]
+        return load_config(row.experiment or self.experiment, Experiment, assignments)
+
+
+def ablate(
+    config: AblationConfig,
+    output: Path,
+    *,
+    device: str = "auto",
+    num_processes: int = 1,
+    progress: Progress = lambda stage, done, total: None,
+) -> str:
+    """Trains and measures every row; gives the table in Markdown and writes it to `output`.
+
+    Args:
+        config: what to compare.
+        output: folder of runs and results; goes on from what it holds.
+        device: of the training, "auto" or "cpu".
+        num_processes: that compute features and scores.
+        progress: told of every finished run.
+
+    Raises ValueError or FileNotFoundError for an experiment, clip or model that cannot be used,
+    before the first run where that can be known.
+    """
+    experiments = {
+        (row.name, seed): config.experiment_of(row, seed)
+        for row in config.rows
+        for seed in config.seeds
+    }
+    folders = {key: output / "runs" / f"{key[0]}-seed{key[1]}" for key in experiments}
+    for number, (key, experiment) in enumerate(experiments.items()):
+        progress("training", number, len(experiments))
+        if _has_store(experiment):
+            teach(experiment, num_processes=num_processes)
+        train(experiment, folders[key], resume=True, device=device)
+    progress("training", len(experiments), len(experiments))
+
+    whole = {_system(*key): str(folder / "codec") for key, folder in folders.items()}
+    quality = _evaluate(
+        config, whole, ("stoi", "pesq", "codes"), config.num_clips, output / "evaluation",
+        num_processes, progress,
+    )  # fmt: skip
+    words = None
+    if config.num_word_clips:
+        books = {f"{name}.book1": f"{codec}@1" for name, codec in whole.items()}
+        words = _evaluate(
+            config, whole | books, ("words",), config.num_word_clips, output / "words",
+            num_processes, progress,
+        )  # fmt: skip
+    losses = {key: _last_validation(folder) for key, folder in folders.items()}
+    table = _make_table(config, quality, words, losses)
+    write_text(output / "table.md", table)
+    return table
+
+
+def _has_store(experiment: Experiment) -> bool:
+    guidance = experiment.distillation
+    return guidance is not None and any(g.store for g in guidance.teachers.values())
+
+
+def _system(row: str, seed: int) -> str:
+    return f"{row}-seed{seed}"
+
+
+def _evaluate(
+    config: AblationConfig,
+    codecs: Mapping[str, str],
+    measures: tuple[str, ...],
+    num_clips: int | None,
+    output: Path,
+    num_processes: int,
+    progress: Progress,
+) -> Evaluation:
+    request = EvaluationConfig.model_validate(
+        {
+            "manifests": config.clips,
+            "systems": tuple(f"{name}=dmcodec:{codec}" for name, codec in codecs.items()),
+            "measures": measures,
+            "num_clips": num_clips,
+            "scoring": {"recognizer": config.recognizer},
+            "num_processes": num_processes,
+        }
+    )
+    return evaluate(request, output, progress)
+
+
+def _last_validation(run: Path) -> dict[str, float]:
+    """The last scores on held-out speakers in a run's log."""
+    last: dict[str, float] = {}
+    for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
+        values = {k: v for k, v in json.loads(line).items() if k.startswith("valid/")}
+        last = values or last
+    return last
+
+
+def _make_table(
+    config: AblationConfig,
+    quality: Evaluation,
+    words: Evaluation | None,
+    losses: Mapping[tuple[str, int], Mapping[str, float]],
+) -> str:
+    """The table in Markdown: a line for each row, and what the figures are of."""
+    has_published = any(row.published_wer for row in config.rows)
+    head = ["row", "distillation loss, text", "speech", "phones in book 1, %"]
+    head += ["WER book 1, %", "WER, %"] if words else []
+    head += ["WER in the paper, %"] if has_published else []
+    head += ["STOI", "PESQ-WB", "book 1 used, %", "perplexity"]
+    lines = []
+    for row in config.rows:
+        names = [_system(row.name, seed) for seed in config.seeds]
+        books = [_first_book(quality.summary, name) for name in names]
+        own = [losses[row.name, seed] for seed in config.seeds]
+        cells = [row.label or row.name]
+        for teacher in ("text", "speech"):
+            key = f"valid/loss_distill_{teacher}"
+            cells.append(_by_seed([each[key] for each in own if key in each], 3))
+        cells.append(_by_seed([100 * each["information"] for each in books], 1))
+        reference = [_system(config.rows[0].name, seed) for seed in config.seeds]
+        if words:
+            first = [f"{name}.book1" for name in names]
+            first_reference = [f"{name}.book1" for name in reference]
+            cells.append(_pooled(words.rows, first, first_reference, "wer"))
+            cells.append(_pooled(words.rows, names, reference, "wer"))
+        if has_published:
+            cells.append("-" if row.published_wer is None else f"{row.published_wer:.2f}")
+        cells += [_pooled(quality.rows, names, reference, each) for each in ("stoi", "pesq")]
+        cells += [_by_seed([100 * each["usage"] for each in books], 0)]
+        cells += [_by_seed([each["perplexity"] for each in books], 0)]
+        lines.append(cells)
+    rules = ["---"] * len(head)
+    text = "\n".join("| " + " | ".join(cells) + " |" for cells in [head, rules, *lines])
+    return text + "\n\n" + _notes(config, quality.summary, words) + "\n"
+
+
+def _first_book(summary: Summary, name: str) -> dict[str, float]:
+    """Statistics of a system's first book; information is NaN without phones."""
+    codes = next(system.codes for system in summary.systems if system.name == name)
+    assert codes is not None
+    book = codes.books[0]
+    information = codes.phones[0].share if codes.phones else float("nan")
+    return {"usage": book.usage, "perplexity": book.perplexity, "information": information}
+
+
+def _by_seed(values: Sequence[float], digits: int) -> str:
+    """The mean over seeds and, in brackets, the least and the greatest."""
+    if not values or not np.isfinite(values).all():
+        return "-"
+    mean, low, high = np.mean(values), min(values), max(values)
+    return f"{mean:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+
+
+def _pooled(
+    rows: Sequence[Row], names: Sequence[str], reference: Sequence[str], measure: str
+) -> str:
+    """A measure over all clips and seeds with its interval; a star where it differs from the first.
+
+    Clips are resampled, each with its runs of all seeds; the difference is paired by clip.
+    """
+    own, others = (_clips_of(rows, each, measure) for each in (names, reference))
+    shared = sorted(own.keys() & others.keys())
+    if not shared:
+        return "-"
+    first = np.array([own[clip] for clip in shared])
+    second = np.array([others[clip] for clip in shared])
+    kind = MEASURES[measure]
+    bootstrap = Bootstrap()
+    estimate = bootstrap.estimate(first, ratio)
+    low, high = kind.show(estimate.low), kind.show(estimate.high)
+    text = f"{kind.show(estimate.value)} [{low}, {high}]"
+    if list(names) == list(reference):
+        return text
+    values = [each[:, 0] / each[:, 1] for each in (first, second)]
+    difference = bootstrap.difference(
+        first, second, ratio, values=values[0], other_values=values[1]
+    )
+    return text + (" *" if difference.p_value < 0.05 else "")
+
+
+def _clips_of(
+    rows: Sequence[Row], names: Sequence[str], measure: str
+) -> dict[str, tuple[float, float]]:
+    """Components of each clip that every one of the systems has, added over the systems."""
+    found: dict[str, list[tuple[float, float]]] = {}
+    for row in rows:
+        parts = components(row, MEASURES[measure]) if row.system in names else None
+        if parts is not None:
+            found.setdefault(row.id, []).append(parts[:2])
+    return {
+        clip: (sum(a for a, _ in parts), sum(b for _, b in parts))
+        for clip, parts in found.items()
+        if len(parts) == len(names)
+    }
+
+
+def _notes(config: AblationConfig, summary: Summary, words: Evaluation | None) -> str:
+    chance = [
+        system.codes.phones[0].chance
+        for system in summary.systems
+        if system.codes is not None and system.codes.phones
+    ]
+    notes = [
+        f"Seeds {', '.join(map(str, config.seeds))}. Brackets of word errors, STOI and PESQ: 95 % "
+        "bootstrap intervals over clips; others: least and greatest over seeds. *: differs from "
+        f"{config.rows[0].label or config.rows[0].name} (paired bootstrap over clips, p < 0.05).",
+        f"Distillation losses are on held-out speakers. Quality and codes: "
+        f"{summary.about['clips']}, hash {summary.about['hash of clips']}.",
+    ]
+    if chance:
+        notes.append(
+            "Phones in book 1: mutual information with the aligned phones over their entropy; "
+            f"codes of shuffled frames give {100 * np.mean(chance):.1f} %."
+        )
+    if words:
+        about = words.summary.about
+        notes.append(f"Words: {about['clips']}; {about['recognizer']}.")
+    return " ".join(notes)
