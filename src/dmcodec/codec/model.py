@@ -17,6 +17,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from dmcodec.codec.conv import ceil_div, length_mask
+from dmcodec.codec.fast import fast_codec
 from dmcodec.codec.inputs import Audio, to_waveforms
 from dmcodec.codec.long import decode_long, encode_long
 from dmcodec.codec.quantizer import QuantizerConfig, QuantizerOutput, ResidualQuantizer
@@ -277,6 +278,11 @@ class Codec(nn.Module):
         """Codes [K, L_i] of waveforms [T_i], computed as one batch."""
         if not waveforms:
             return []
+        fast = fast_codec(self)
+        if fast is not None:
+            latents = fast.encoder(waveforms)  # [D, L_i] each
+            codes = self.quantizer.encode(torch.cat(latents, dim=1)[None], num_codebooks)[0]
+            return list(torch.split(codes, [x.shape[1] for x in latents], dim=1))
         sizes = torch.tensor([len(w) for w in waveforms], device=self.device)
         is_mixed = bool((sizes != sizes[0]).any())
         latents = self.encoder(
@@ -290,6 +296,9 @@ class Codec(nn.Module):
         """Waveforms [L_i * hop_length, or more] of codes [K, L_i], computed as one batch."""
         if not codes:
             return []
+        fast = fast_codec(self)
+        if fast is not None:
+            return fast.decoder([self.quantizer.decode(c[None], first_codebook)[0] for c in codes])
         frames = torch.tensor([c.shape[1] for c in codes], device=self.device)
         is_mixed = bool((frames != frames[0]).any())
         quantized = self.quantizer.decode(_stack_padded(codes), first_codebook)
