@@ -12,6 +12,7 @@ from math import prod
 from typing import TYPE_CHECKING, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
@@ -48,6 +49,7 @@ class FastConv:
     def __init__(self, conv: Conv1d) -> None:
         weight = conv.conv.weight.detach()  # [C_out, C_in, taps]
         self.stride, self.dilation = conv.stride, conv.conv.dilation[0]
+        self.is_causal = conv.is_causal
         self.left, self.right = conv.padding_left, conv.padding_right
         self.out_channels, self.in_channels, self.num_taps = weight.shape
         self.bias = cast(Tensor, conv.conv.bias).detach()
@@ -68,7 +70,7 @@ class FastConv:
             self.weights = filled.reshape(rows, -1, self.out_channels)
 
     def __call__(self, x: Tensor, activation: nn.Module | None = None) -> Tensor:
-        """Convolves with the borders of `pad_reflect`."""
+        """Convolves with the borders of the layer: mirrored, or zeros when it is causal."""
         steps = ceil_div(x.shape[0], self.stride)
         padded = self._pad(x, steps, activation)
         if self.is_narrow_in:
@@ -105,6 +107,10 @@ class FastConv:
         else:
             activate(activation, x, out=inner)
         padded[used:] = 0
+        if self.is_causal:
+            padded[:left] = 0
+            padded[left + size :] = 0
+            return padded
         # As in pad_reflect: an item too short to be mirrored is first continued with zeros.
         pivot = max(size, max(left, right) + 1) - 1
         mirrored = [(left - i, i) for i in range(left, 0, -1)]
@@ -191,6 +197,8 @@ class FastEncoder:
     def convolve(self, waveform: Tensor) -> Tensor:
         """What the convolutions before the LSTM make of [T]: [ceil(T / hop_length), C]."""
         num_frames = ceil_div(len(waveform), self.hop_length)
+        if self.conv_in.is_causal:
+            waveform = F.pad(waveform, (0, -len(waveform) % self.hop_length))
         parts = []
         for start, stop, left, right in pieces(num_frames, self.reach):
             x = waveform[left * self.hop_length : right * self.hop_length, None]

@@ -157,9 +157,7 @@ def _convolved_pieces(
         first = skip // hop_length
         if isinstance(encoder, FastEncoder):
             return encoder.convolve(samples)[first : first + num_frames]
-        x = encoder.conv_in(samples[None, None].to(device))
-        for block in encoder.blocks:
-            x = block(x, None)
+        x = encoder.convolve(samples[None, None].to(device))
         return x[0, :, first : first + num_frames].t()
 
     for block in blocks:

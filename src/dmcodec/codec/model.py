@@ -266,8 +266,9 @@ class Codec(nn.Module):
         their shapes do not show. How the books are learned, and the feature map, are left out.
         """
         seanet = self.config.seanet
-        settings = [self.config.sample_rate, seanet.strides, seanet.dilation_base]
-        digest = blake2b(repr([*settings, seanet.activation]).encode(), digest_size=8)
+        settings: list[object] = [self.config.sample_rate, seanet.strides, seanet.dilation_base]
+        settings += [seanet.activation] + ["causal"] * seanet.is_causal
+        digest = blake2b(repr(settings).encode(), digest_size=8)
         for name, weight in sorted(self.state_dict().items()):
             if name.startswith(("encoder.", "decoder.")) or name == "quantizer.codebooks":
                 digest.update(f"{name}{list(weight.shape)}".encode())

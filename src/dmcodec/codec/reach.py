@@ -22,7 +22,7 @@ def decoder_reach(decoder: Decoder) -> int:
         decoder.strides, cast(list[DecoderBlock], decoder.blocks), strict=True
     ):
         upsample: ConvTranspose1d = block.upsample
-        reach = reach * stride + upsample.trim_left
+        reach = reach * stride + max(upsample.trim_left, upsample.trim_right)
         reach += sum(_padding(m) for m in block.modules() if isinstance(m, Conv1d))
     return reach + _padding(decoder.conv_out)
 
