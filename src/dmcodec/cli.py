@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from dmcodec import cli_codec
+
 if TYPE_CHECKING:
     from dmcodec.codec.model import Codec
     from dmcodec.evaluation.summary import Summary
@@ -451,6 +453,9 @@ def evaluate(
             f"{config.max_failed_share:.1%} that are allowed (--set max_failed_share=...); "
             "summary.json names them"
         )
+
+
+app.command()(cli_codec.stream)
 
 
 def main() -> None:
