@@ -10,7 +10,8 @@ from dmcodec.audio import write_audio
 from dmcodec.codec.model import Codec, CodecConfig
 from dmcodec.codec.quantizer import QuantizerConfig
 from dmcodec.codec.seanet import SEANetConfig
-from dmcodec.files import decode_bytes, encode_file, find_inputs, identify, plan_outputs
+from dmcodec.files import decode_bytes, encode_file, identify
+from dmcodec.paths import find_inputs, plan_outputs
 from dmcodec.tokens.bitstream import dumps, loads
 
 

@@ -43,6 +43,9 @@ Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps.")]
 NumCodebooks = Annotated[
     int | None, typer.Option(min=1, help="Use the first N books only; default: all.")
 ]
+Backend = Annotated[
+    cli_codec.Runtime, typer.Option(help="onnx: MODEL is a folder of dmcodec export, no torch.")
+]
 Force = Annotated[bool, typer.Option("--force", help="Replace results that exist.")]
 
 
@@ -79,12 +82,19 @@ def encode(
     model: Model = None,
     device: Device = "cpu",
     force: Force = False,
+    backend: Backend = cli_codec.Runtime.TORCH,
 ) -> None:
     """Encode sound files (wav, flac, ogg, mp3, any rate and channels) to .dmc files."""
-    from dmcodec.files import encode_file, find_inputs, identify, plan_outputs, write_bytes
+    from dmcodec.paths import find_inputs, plan_outputs, write_bytes
 
     paths = find_inputs(inputs)
     targets = plan_outputs(inputs, paths, output, ".dmc")
+    if backend == cli_codec.Runtime.ONNX:
+        encode_onnx = cli_codec.onnx_encoder(model, num_codebooks)
+        _for_each("encoding", paths, targets, lambda a, b: write_bytes(b, encode_onnx(a)), force)
+        return
+    from dmcodec.files import encode_file, identify
+
     codec = _load_codec(model, device)
     identity = identify(codec)
 
@@ -108,13 +118,20 @@ def decode(
     any_model: Annotated[
         bool, typer.Option("--any-model", help="Decode codes that another model made.")
     ] = False,
+    backend: Backend = cli_codec.Runtime.TORCH,
 ) -> None:
     """Decode .dmc files to 16-bit WAV files."""
     from dmcodec.audio import write_audio
-    from dmcodec.files import decode_bytes, find_inputs, identify, plan_outputs
+    from dmcodec.paths import find_inputs, plan_outputs
 
     paths = find_inputs(inputs, [".dmc"])
     targets = plan_outputs(inputs, paths, output, ".wav")
+    if backend == cli_codec.Runtime.ONNX:
+        decode_onnx = cli_codec.onnx_decoder(model, num_codebooks, any_model=any_model)
+        _for_each("decoding", paths, targets, lambda a, b: decode_onnx(_read_bytes(a), b), force)
+        return
+    from dmcodec.files import decode_bytes, identify
+
     codec = _load_codec(model, device)
     identity = None if any_model else identify(codec)
 
@@ -152,8 +169,9 @@ def reconstruct(
     import torch
 
     from dmcodec.audio import write_audio
-    from dmcodec.files import identify, plan_outputs, plot_reconstruction, write_bytes
+    from dmcodec.files import identify, plot_reconstruction
     from dmcodec.files import reconstruct as reconstruct_file
+    from dmcodec.paths import plan_outputs, write_bytes
 
     paths = _find_speech(inputs)
     folder = output if output is not None else Path()
@@ -456,6 +474,7 @@ def evaluate(
 
 
 app.command()(cli_codec.stream)
+app.command()(cli_codec.export)
 
 
 def main() -> None:
@@ -570,8 +589,8 @@ def _show_evaluation(summary: "Summary") -> None:
 
 def _find_speech(inputs: Sequence[Path]) -> list[Path]:
     """Sound files of files, folders and manifests."""
-    from dmcodec.files import find_inputs
     from dmcodec.manifest import read_manifest
+    from dmcodec.paths import find_inputs
 
     paths: list[Path] = []
     for path in inputs:

@@ -3,8 +3,9 @@
 import sys
 import time
 import wave
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from enum import StrEnum
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, BinaryIO, cast
 
 import numpy as np
@@ -16,6 +17,13 @@ if TYPE_CHECKING:
 StreamModel = Annotated[
     str, typer.Option(metavar="MODEL", help="Folder or Hub id of a causal codec.")
 ]
+
+
+class Runtime(StrEnum):
+    """What runs the network."""
+
+    TORCH = "torch"
+    ONNX = "onnx"
 
 
 class Direction(StrEnum):
@@ -213,3 +221,83 @@ def _wav_header(sample_rate: int) -> bytes:
     rate, byte_rate = sample_rate.to_bytes(4, "little"), (2 * sample_rate).to_bytes(4, "little")
     shape = b"\x10\0\0\0\x01\0\x01\0" + rate + byte_rate + b"\x02\0\x10\0"
     return b"RIFF" + unknown + b"WAVEfmt " + shape + b"data" + unknown
+
+
+def export(
+    output: Annotated[
+        Path, typer.Option("-o", "--output", metavar="DIR", help="Folder for the exported files.")
+    ],
+    model: Annotated[
+        str | None,
+        typer.Option(metavar="MODEL", help="Codec folder or Hub id; default: the bundled one."),
+    ] = None,
+    format: Annotated[str, typer.Option(metavar="onnx", help="The only format yet.")] = "onnx",
+    int8: Annotated[
+        bool, typer.Option("--int8", help="LSTM weights in 8 bits: faster, other codes.")
+    ] = False,
+    speech: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="FILE", help="Speech for the report; default: noise and tones."),
+    ] = None,
+    seconds: Annotated[str, typer.Option(help="Lengths that are timed against torch.")] = "1,10,60",
+) -> None:
+    """Export a codec to ONNX (waveform to codes, codes to waveform), and report what it is worth.
+
+    `dmcodec encode --backend onnx --model DIR` and `decode` use the files without torch.
+    """
+    from dmcodec.codec.checkpoint import load
+    from dmcodec.export import export_onnx, measure_export
+
+    if format != "onnx":
+        raise ValueError(f"can export to onnx, not to {format!r}")
+    codec = load(model)
+    export_onnx(codec, output, use_int8=int8)
+    durations = [float(each) for each in seconds.split(",") if each]
+    for line in measure_export(codec, output, speech or [], durations):
+        typer.echo(line)
+
+
+def onnx_encoder(model: str | None, num_codebooks: int | None) -> Callable[[Path], bytes]:
+    """A function from a sound file to the bytes of its .dmc file; torch is not needed."""
+    from dmcodec.audio import read_audio
+    from dmcodec.onnx_codec import OnnxCodec
+    from dmcodec.tokens.bitstream import dumps
+
+    codec = OnnxCodec(_export_folder(model))
+
+    def encode(path: Path) -> bytes:
+        waveform = read_audio(path, sample_rate=codec.sample_rate)
+        codes = codec.encode(waveform, num_codebooks=num_codebooks)
+        return dumps(codes, codec.header(len(waveform), len(codes)))
+
+    return encode
+
+
+def onnx_decoder(
+    model: str | None, num_codebooks: int | None, *, any_model: bool
+) -> Callable[[bytes, Path], None]:
+    """A function from the bytes of a .dmc file to a WAV file; torch is not needed."""
+    from dmcodec.audio import write_audio
+    from dmcodec.onnx_codec import OnnxCodec
+    from dmcodec.tokens.bitstream import loads
+
+    codec = OnnxCodec(_export_folder(model))
+
+    def decode(data: bytes, target: Path) -> None:
+        file = loads(data)
+        if not any_model and file.header.model_hash != codec.model_hash:
+            raise ValueError(
+                f"its codes are of model {file.header.model_id!r} ({file.header.model_hash}), the"
+                f" exported one is {codec.model_id!r} ({codec.model_hash})"
+            )
+        waveform = codec.decode(file.codes[:num_codebooks], file.header.num_samples)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        write_audio(target, waveform, codec.sample_rate)
+
+    return decode
+
+
+def _export_folder(model: str | None) -> Path:
+    if model is None:
+        raise ValueError("--backend onnx needs --model DIR, a folder that dmcodec export wrote")
+    return Path(model)

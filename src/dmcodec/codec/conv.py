@@ -123,6 +123,8 @@ def pad_reflect(x: Tensor, left: int, right: int, stride: int, lengths: Tensor |
     fill = ceil_div(size, stride) * stride - size
     if left + right + stride == 1:
         return x
+    if torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
+        return _pad_reflect_traced(x, left, right, stride)
     if lengths is None and size > max(left, right + fill):
         return F.pad(x, (left, right + fill), mode="reflect")
     if lengths is None:
@@ -140,6 +142,19 @@ def pad_reflect(x: Tensor, left: int, right: int, stride: int, lengths: Tensor |
     target = torch.cat([left - before, left + after], dim=1)
     padded = F.pad(x, (left, right + stride - 1))
     return padded.scatter_(2, target[:, None].expand(-1, x.shape[1], -1), values)
+
+
+def _pad_reflect_traced(x: Tensor, left: int, right: int, stride: int) -> Tensor:
+    """`pad_reflect` of items that fill T, for export: right for any T, not the traced one only."""
+    size = torch._shape_as_tensor(x)[2]
+    right_each = right + (-size) % stride
+    pivot = torch.maximum(size, right_each.clamp(min=left) + 1) - 1
+    after = size + torch.arange(right_each)  # type: ignore[call-overload]
+    source = torch.cat(
+        [torch.arange(left, 0, -1), torch.where(after <= pivot, after, 2 * pivot - after)]
+    )
+    values = x.index_select(2, source.clamp(max=size - 1)) * (source < size).to(x.dtype)
+    return torch.cat([values[..., :left], x, values[..., left:]], dim=2)
 
 
 def add_weight_norm(module: nn.Module) -> None:
