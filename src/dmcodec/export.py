@@ -107,15 +107,25 @@ def measure_export(
     waveforms = [read_audio(path, sample_rate=rate) for path in speech] or [_tones(rate)]
     num_equal = num_codes = 0
     worst = 0.0
+    scores: list[list[float]] = []
     for waveform in waveforms:
         encoded = codec.encode(waveform)
-        expected = encoded.codes[0].numpy()
-        num_equal += int((exported.encode(waveform) == expected).sum())
+        expected, codes = encoded.codes[0].numpy(), exported.encode(waveform)
+        num_equal += int((codes == expected).sum())
         num_codes += expected.size
+        sound = codec.decode(encoded)[0].numpy()
         decoded = exported.decode(expected, len(waveform))
-        worst = max(worst, float(np.abs(decoded - codec.decode(encoded)[0].numpy()).max()))
+        worst = max(worst, float(np.abs(decoded - sound).max()))
+        if speech:
+            scores.append(_score(waveform, sound, exported.decode(codes, len(waveform)), rate))
     yield f"equal codes: {num_equal} of {num_codes} ({num_equal / num_codes:.3%})"
     yield f"greatest waveform difference for equal codes: {worst:.1e}"
+    if scores:
+        means = [float(value) for value in np.nanmean(scores, axis=0)]
+        yield (
+            f"both ways, torch and exported, {len(scores)} files: STOI {means[0]:.4f} and "
+            f"{means[1]:.4f}, PESQ-WB {means[2]:.3f} and {means[3]:.3f}"
+        )
     for duration_s in seconds:
         waveform = np.resize(np.concatenate(waveforms), max(1, round(duration_s * rate)))
         encoded = codec.encode(waveform)
@@ -159,6 +169,22 @@ def _quantize(path: Path) -> None:
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     quantize_dynamic(path, path, op_types_to_quantize=["LSTM"], weight_type=QuantType.QInt8)
+
+
+def _score(
+    original: np.ndarray, of_torch: np.ndarray, of_export: np.ndarray, sample_rate: int
+) -> list[float]:
+    """STOI of both, PESQ-WB of both; NaN where there is none."""
+    from dmcodec.quality import Unmeasurable, pesq_wb, stoi
+
+    values = []
+    for measure in (stoi, pesq_wb):
+        for decoded in (of_torch, of_export):
+            try:
+                values.append(measure(original, decoded, sample_rate))
+            except Unmeasurable:
+                values.append(float("nan"))
+    return values
 
 
 def _interleaved(*functions: Callable[[], object], repeats: int = 3) -> list[float]:

@@ -124,6 +124,8 @@ def initialize(module: nn.Module, *, input_gain: float, output_gain: float) -> N
     (docs/log.md). Biases start at zero; `input_gain` and `output_gain` are the sizes given by the
     first and last convolution.
     """
+    if any(weight.is_meta for weight in module.parameters()):
+        return  # to be filled from a file; drawing would load torch's compiler (3 s)
     elu_gain = 1.55**0.5  # ELU passes 0.645 of the power of normally distributed input
     for name, layer in module.named_modules():
         if isinstance(layer, Conv1d | ConvTranspose1d):
