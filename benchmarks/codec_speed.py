@@ -2,12 +2,15 @@
 
     python benchmarks/codec_speed.py speed --model full --threads 1
     python benchmarks/codec_speed.py memory --model full --minutes 1 10 60
+    python benchmarks/codec_speed.py windows --speech a.flac b.flac
 
 `speed` runs the straightforward implementation (weight normalization left in place, the plain
 layers) and the shipped one in turn, so that other load meets both alike, and takes the shortest of
 each. The floor is the network's multiplications at the rate of a large matrix product, timed in
 turn with them. With one thread the clock is that thread's CPU time, otherwise wall time.
 `memory` works on noise of these lengths, each in a process of its own: peak of the process.
+`windows` joins the files into one stream and compares the codes of windows of one second, with
+context of several lengths, with those of the whole.
 `--model full` is the paper's architecture with random weights, whose speed is that of trained ones.
 """
 # ruff: noqa: T201
@@ -19,13 +22,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from dmcodec.audio import read_audio
 from dmcodec.codec.checkpoint import load
 from dmcodec.codec.conv import add_weight_norm
-from dmcodec.codec.long import decode_long, encode_long
+from dmcodec.codec.long import decode_long, encode_long, encode_windows
 from dmcodec.codec.model import Codec, CodecConfig, Encoded
 
 # (seconds, items in the batch)
@@ -38,6 +43,8 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     if arguments.what == "speed":
         measure_speed(arguments)
+    elif arguments.what == "windows":
+        measure_windows(load_codec(arguments.model), arguments.speech)
     elif arguments.what == "memory":
         print("| minutes | peak memory, MB | wall, s |\n|---|---|---|")
         for minutes in arguments.minutes:
@@ -156,6 +163,23 @@ def measure_memory(codec: Codec, minutes: float) -> None:
     print(f"| {minutes:g} | {peak_mb:.0f} | {time.perf_counter() - started:.0f} |")
 
 
+def measure_windows(codec: Codec, speech: list[Path]) -> None:
+    """A row for each length of context."""
+    rate = codec.config.sample_rate
+    waveform = torch.cat([torch.from_numpy(read_audio(p, sample_rate=rate)) for p in speech])
+    whole, _ = encode_long(codec, [waveform])
+    window = round(codec.config.frame_rate)
+    print(f"{len(waveform) / rate:.1f} s in windows of {window} frames\n")
+    print("| context on either side, s | equal codes | equal codes of book 1 |\n|---|---|---|")
+    for context_s in (0, 0.2, 0.5, 1, 2, 4, 8):
+        context = round(context_s * window)
+        parts = encode_windows(codec, [waveform], window_frames=window, context_frames=context)
+        is_equal = torch.cat(list(parts), dim=1) == whole
+        print(
+            f"| {context_s} | {is_equal.double().mean():.2%} | {is_equal[0].double().mean():.2%} |"
+        )
+
+
 def load_codec(name: str) -> Codec:
     """The bundled model, a folder, or the full-size architecture with random weights."""
     if name == "full":
@@ -166,8 +190,9 @@ def load_codec(name: str) -> Codec:
 def parse_arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
-    parser.add_argument("what", choices=["speed", "memory", "one"])
+    parser.add_argument("what", choices=["speed", "memory", "windows", "one"])
     parser.add_argument("--model", default="bundled", help="bundled, full, or a codec folder")
+    parser.add_argument("--speech", type=Path, nargs="+", default=[])
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--minutes", type=float, nargs="+", default=[1.0, 10.0])

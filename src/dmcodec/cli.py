@@ -121,7 +121,7 @@ def decode(
     backend: Backend = cli_codec.Runtime.TORCH,
 ) -> None:
     """Decode .dmc files to 16-bit WAV files."""
-    from dmcodec.audio import write_audio
+    from dmcodec.audio import write_audio_blocks
     from dmcodec.paths import find_inputs, plan_outputs
 
     paths = find_inputs(inputs, [".dmc"])
@@ -130,13 +130,13 @@ def decode(
         decode_onnx = cli_codec.onnx_decoder(model, num_codebooks, any_model=any_model)
         _for_each("decoding", paths, targets, lambda a, b: decode_onnx(_read_bytes(a), b), force)
         return
-    from dmcodec.files import decode_bytes, identify
+    from dmcodec.files import decode_blocks, identify
 
     codec = _load_codec(model, device)
     identity = None if any_model else identify(codec)
 
     def work(path: Path, target: Path) -> None:
-        waveform, damaged = decode_bytes(
+        blocks, damaged = decode_blocks(
             codec,
             identity,
             _read_bytes(path),
@@ -144,7 +144,7 @@ def decode(
             on_damage="skip" if skip_damage else "raise",
         )
         target.parent.mkdir(parents=True, exist_ok=True)
-        write_audio(target, waveform, codec.config.sample_rate)
+        write_audio_blocks(target, blocks, codec.config.sample_rate)
         if damaged:
             typer.echo(f"{path}: chunks {', '.join(map(str, damaged))} are damaged and silent")
 

@@ -4,6 +4,7 @@ One file at a time; which files, and where results go, is paths.py's.
 """
 
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -17,7 +18,7 @@ from dmcodec.audio import (
     read_audio,
     samples_to_seconds,
 )
-from dmcodec.codec.long import encode_long
+from dmcodec.codec.long import decode_long, encode_long
 from dmcodec.codec.model import LONG_FRAMES, Codec, Encoded
 from dmcodec.quality import Unmeasurable, pesq_wb, stoi
 from dmcodec.tokens.bitstream import MAX_MODEL_ID_LENGTH, Header, dumps, loads
@@ -111,6 +112,27 @@ def decode_bytes(
 ) -> tuple[Waveform, tuple[int, ...]]:
     """The waveform [T] of a `.dmc` file and the numbers of its damaged chunks.
 
+    Errors are those of `decode_blocks`.
+    """
+    blocks, damaged = decode_blocks(
+        codec, identity, data, num_codebooks=num_codebooks, on_damage=on_damage
+    )
+    return np.concatenate(list(blocks)), damaged
+
+
+def decode_blocks(
+    codec: Codec,
+    identity: Identity | None,
+    data: bytes,
+    *,
+    num_codebooks: int | None = None,
+    on_damage: Literal["raise", "skip"] = "raise",
+) -> tuple[Iterator[Waveform], tuple[int, ...]]:
+    """The waveform of a `.dmc` file in blocks [T_i], and the numbers of its damaged chunks.
+
+    A long file comes in pieces as they are decoded: memory grows with its codes (8 bytes each)
+    but not with its sound.
+
     Raises BitstreamError for a damaged file, and ValueError for codes of another model than
     `identity`, which would decode to noise (None: not checked). With `on_damage="skip"` lost
     frames are silent.
@@ -127,10 +149,22 @@ def decode_bytes(
         raise ValueError("its sample rate, hop length or book size is not that of the codec")
     codes = torch.from_numpy(file.codes)[None]
     encoded = Encoded(codes, torch.tensor([header.num_frames]), torch.tensor([header.num_samples]))
-    waveform = codec.decode(encoded, num_codebooks=num_codebooks)[0].cpu().numpy()
-    is_lost = np.repeat(~file.is_frame_valid, header.hop_length)[: len(waveform)]
-    waveform[is_lost] = 0.0
-    return waveform, file.damaged_chunks
+    encoded = encoded.select_codebooks(0, num_codebooks or header.num_codebooks)
+
+    def blocks() -> Iterator[Waveform]:
+        if header.num_frames <= LONG_FRAMES:
+            pieces = iter([codec.decode(encoded)[0]])
+        else:
+            pieces = decode_long(codec, encoded.codes[0], header.num_samples)
+        start = 0
+        for piece in pieces:
+            frames = np.arange(start, start + len(piece)) // header.hop_length
+            waveform = piece.cpu().numpy()
+            waveform[~file.is_frame_valid[frames]] = 0.0
+            start += len(piece)
+            yield waveform
+
+    return blocks(), file.damaged_chunks
 
 
 def reconstruct(

@@ -89,6 +89,50 @@ def encode_long(
     return torch.cat(codes, dim=-1), num_samples
 
 
+def encode_windows(
+    codec: "Codec",
+    blocks: Iterable[Tensor],
+    *,
+    window_frames: int,
+    context_frames: int,
+    num_codebooks: int | None = None,
+) -> Iterator[Tensor]:
+    """Codes [K, window_frames] of a waveform without end, window by window; the last is shorter.
+
+    For a codec that looks ahead: each window is encoded with `context_frames` on either side and
+    leaves when they are there. Codes differ from those of the whole where the LSTM remembers more
+    than the context; docs/results.md has the share of equal codes against its length. Where the
+    end can be waited for, `encode_long` is exact; a causal codec streams exactly (streaming.py).
+
+    Args:
+        codec: in evaluation mode.
+        blocks: consecutive parts [T_i] of the waveform, of any sizes.
+        window_frames: frames of a window, at least 1.
+        context_frames: further frames that are encoded on either side and thrown away.
+        num_codebooks: the first n books only; None for all.
+
+    Raises ValueError when there is no sample at all.
+    """
+    if window_frames < 1 or context_frames < 0:
+        raise ValueError("window_frames must be 1 or more and context_frames 0 or more")
+    hop_length = codec.config.hop_length
+    window, context = window_frames * hop_length, context_frames * hop_length
+    buffer = torch.zeros(0)  # begins `before` samples before the next window
+    before = 0
+    for block in blocks:
+        buffer = torch.cat([buffer, block.float().cpu()])
+        while len(buffer) > before + window + context:
+            part = codec.encode(buffer[: before + window + context], num_codebooks=num_codebooks)
+            first = before // hop_length
+            yield part.codes[0, :, first : first + window_frames]
+            drop = max(0, before + window - context)
+            buffer, before = buffer[drop:], before + window - drop
+    if len(buffer) == before:
+        raise ValueError("audio is empty; give at least one sample")
+    rest = codec.encode(buffer, num_codebooks=num_codebooks).codes[0, :, before // hop_length :]
+    yield from rest.split(window_frames, dim=1)  # type: ignore[no-untyped-call]
+
+
 @torch.no_grad()
 def decode_long(
     codec: "Codec",
