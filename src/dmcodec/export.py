@@ -188,13 +188,17 @@ def _score(
 
 
 def _interleaved(*functions: Callable[[], object], repeats: int = 3) -> list[float]:
-    """The shortest time of each in seconds, run in turn so that other load meets all alike."""
+    """The shortest time of each in seconds, run in turn so that other load meets all alike.
+
+    With one thread it is that thread's CPU time, which other load hardly changes; else wall time.
+    """
+    clock = time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
     best = [float("inf")] * len(functions)
     for _ in range(repeats):
         for number, function in enumerate(functions):
-            started = time.perf_counter()
+            started = clock()
             function()
-            best[number] = min(best[number], time.perf_counter() - started)
+            best[number] = min(best[number], clock() - started)
     return best
 
 
