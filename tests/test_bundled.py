@@ -1,6 +1,8 @@
 """The model that ships with the package, and what the README says about it."""
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -52,6 +54,16 @@ def test_mixed_real_speech_gets_the_codes_it_gets_alone(codec: dmcodec.Codec) ->
     for number, clip in enumerate(clips):
         alone = codec.encode(clip).codes[0]
         np.testing.assert_array_equal(together.item(number).numpy(), alone.numpy())
+
+
+def test_a_cold_start_loads_nothing_that_is_slow_and_not_needed() -> None:
+    program = (
+        "import sys, dmcodec, dmcodec.cli; codec = dmcodec.load(); "
+        f"codec.decode(codec.encode({str(EXAMPLE)!r})); "
+        "print(sorted({'torch._dynamo', 'sympy', 'transformers', 'scipy'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout.strip() == "[]", done.stderr
 
 
 def test_the_code_in_the_readme_runs(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,8 @@ from dmcodec.audio import write_audio
 from dmcodec.codec.model import Codec, CodecConfig
 from dmcodec.codec.quantizer import QuantizerConfig
 from dmcodec.codec.seanet import SEANetConfig
-from dmcodec.files import decode_bytes, encode_file, find_inputs, identify, plan_outputs
+from dmcodec.files import decode_blocks, decode_bytes, encode_file, identify
+from dmcodec.paths import find_inputs, plan_outputs
 from dmcodec.tokens.bitstream import dumps, loads
 
 
@@ -36,6 +37,22 @@ def test_long_files_read_in_parts_give_the_codes_of_the_whole(
     monkeypatch.setattr("dmcodec.files.READ_FRAMES", 7)
 
     assert encode_file(codec, identify(codec), path) == whole
+
+
+def test_long_files_are_decoded_in_blocks(
+    codec: Codec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "long.wav"
+    waveform = 0.1 * np.random.default_rng(6).standard_normal(16_123)
+    write_audio(path, waveform.astype(np.float32), 16_000)
+    data = encode_file(codec, identify(codec), path)
+    whole, _ = decode_bytes(codec, identify(codec), data, num_codebooks=1)
+
+    monkeypatch.setattr("dmcodec.files.LONG_FRAMES", 8)
+    monkeypatch.setattr("dmcodec.codec.long.CHUNK_FRAMES", 9)
+    blocks, _ = decode_blocks(codec, identify(codec), data, num_codebooks=1)
+
+    np.testing.assert_allclose(np.concatenate(list(blocks)), whole, atol=1e-6)
 
 
 def test_model_names_are_made_to_fit_the_header(codec: Codec) -> None:

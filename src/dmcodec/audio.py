@@ -8,7 +8,7 @@ import io
 import math
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -169,20 +169,34 @@ def write_audio(
         FileNotFoundError: the folder does not exist.
         ValueError: another suffix or rank, no samples, NaN or infinite samples.
     """
+    write_audio_blocks(path, [_check_waveform(waveform)], sample_rate)
+
+
+def write_audio_blocks(
+    path: Path | str, blocks: Iterable[npt.NDArray[np.floating]], sample_rate: int = SAMPLE_RATE
+) -> None:
+    """`write_audio` of a waveform that comes in consecutive blocks `[T_i]`: memory stays bounded.
+
+    When a block is refused, or asking for one raises, no file is left and an older one stays.
+    """
     path = Path(path)
     format_name = _WRITE_FORMATS.get(path.suffix.lower())
     if format_name is None:
         raise ValueError(f"{path}: can write .wav and .flac, not {path.suffix!r}")
-    waveform = _check_waveform(waveform)
-    if not np.isfinite(waveform).all():
-        raise ValueError(f"{path}: the waveform has NaN or infinite samples; not written")
     if not path.parent.is_dir():
         raise FileNotFoundError(f"{path.parent}: no such folder; create it before writing {path}")
-
-    integers = np.clip(np.round(waveform * 32768.0), -32768, 32767).astype(np.int16)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        soundfile.write(temporary, integers, sample_rate, subtype="PCM_16", format=format_name)
+        with soundfile.SoundFile(
+            temporary, "w", sample_rate, channels=1, subtype="PCM_16", format=format_name
+        ) as file:
+            for block in blocks:
+                if not np.isfinite(block).all():
+                    raise ValueError(
+                        f"{path}: the waveform has NaN or infinite samples; not written"
+                    )
+                integers = np.clip(np.round(block * 32768.0), -32768, 32767)
+                file.write(integers.astype(np.int16))
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from dmcodec import cli_codec
+
 if TYPE_CHECKING:
     from dmcodec.codec.model import Codec
     from dmcodec.evaluation.summary import Summary
@@ -40,6 +42,9 @@ Model = Annotated[
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps.")]
 NumCodebooks = Annotated[
     int | None, typer.Option(min=1, help="Use the first N books only; default: all.")
+]
+Backend = Annotated[
+    cli_codec.Runtime, typer.Option(help="onnx: MODEL is a folder of dmcodec export, no torch.")
 ]
 Force = Annotated[bool, typer.Option("--force", help="Replace results that exist.")]
 
@@ -77,12 +82,19 @@ def encode(
     model: Model = None,
     device: Device = "cpu",
     force: Force = False,
+    backend: Backend = cli_codec.Runtime.TORCH,
 ) -> None:
     """Encode sound files (wav, flac, ogg, mp3, any rate and channels) to .dmc files."""
-    from dmcodec.files import encode_file, find_inputs, identify, plan_outputs, write_bytes
+    from dmcodec.paths import find_inputs, plan_outputs, write_bytes
 
     paths = find_inputs(inputs)
     targets = plan_outputs(inputs, paths, output, ".dmc")
+    if backend == cli_codec.Runtime.ONNX:
+        encode_onnx = cli_codec.onnx_encoder(model, num_codebooks)
+        _for_each("encoding", paths, targets, lambda a, b: write_bytes(b, encode_onnx(a)), force)
+        return
+    from dmcodec.files import encode_file, identify
+
     codec = _load_codec(model, device)
     identity = identify(codec)
 
@@ -106,18 +118,25 @@ def decode(
     any_model: Annotated[
         bool, typer.Option("--any-model", help="Decode codes that another model made.")
     ] = False,
+    backend: Backend = cli_codec.Runtime.TORCH,
 ) -> None:
     """Decode .dmc files to 16-bit WAV files."""
-    from dmcodec.audio import write_audio
-    from dmcodec.files import decode_bytes, find_inputs, identify, plan_outputs
+    from dmcodec.audio import write_audio_blocks
+    from dmcodec.paths import find_inputs, plan_outputs
 
     paths = find_inputs(inputs, [".dmc"])
     targets = plan_outputs(inputs, paths, output, ".wav")
+    if backend == cli_codec.Runtime.ONNX:
+        decode_onnx = cli_codec.onnx_decoder(model, num_codebooks, any_model=any_model)
+        _for_each("decoding", paths, targets, lambda a, b: decode_onnx(_read_bytes(a), b), force)
+        return
+    from dmcodec.files import decode_blocks, identify
+
     codec = _load_codec(model, device)
     identity = None if any_model else identify(codec)
 
     def work(path: Path, target: Path) -> None:
-        waveform, damaged = decode_bytes(
+        blocks, damaged = decode_blocks(
             codec,
             identity,
             _read_bytes(path),
@@ -125,7 +144,7 @@ def decode(
             on_damage="skip" if skip_damage else "raise",
         )
         target.parent.mkdir(parents=True, exist_ok=True)
-        write_audio(target, waveform, codec.config.sample_rate)
+        write_audio_blocks(target, blocks, codec.config.sample_rate)
         if damaged:
             typer.echo(f"{path}: chunks {', '.join(map(str, damaged))} are damaged and silent")
 
@@ -150,8 +169,9 @@ def reconstruct(
     import torch
 
     from dmcodec.audio import write_audio
-    from dmcodec.files import identify, plan_outputs, plot_reconstruction, write_bytes
+    from dmcodec.files import identify, plot_reconstruction
     from dmcodec.files import reconstruct as reconstruct_file
+    from dmcodec.paths import plan_outputs, write_bytes
 
     paths = _find_speech(inputs)
     folder = output if output is not None else Path()
@@ -484,6 +504,10 @@ def ablate(
     typer.echo(f"the table is in {output / 'table.md'}")
 
 
+app.command()(cli_codec.stream)
+app.command()(cli_codec.export)
+
+
 def main() -> None:
     """Runs the command line; expected errors end it with one sentence and exit code 1."""
     try:
@@ -596,8 +620,8 @@ def _show_evaluation(summary: "Summary") -> None:
 
 def _find_speech(inputs: Sequence[Path]) -> list[Path]:
     """Sound files of files, folders and manifests."""
-    from dmcodec.files import find_inputs
     from dmcodec.manifest import read_manifest
+    from dmcodec.paths import find_inputs
 
     paths: list[Path] = []
     for path in inputs:

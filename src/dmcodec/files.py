@@ -1,12 +1,10 @@
 """Sound files to `.dmc` files and back with a codec, and what a reconstruction is worth.
 
-One file at a time; where results go is planned for all files before the first is read.
+One file at a time; which files, and where results go, is paths.py's.
 """
 
-import os
 import time
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -17,12 +15,11 @@ import torch
 from dmcodec.audio import (
     Waveform,
     audio_info,
-    find_audio_files,
     read_audio,
     read_parts,
     samples_to_seconds,
 )
-from dmcodec.codec.long import READ_FRAMES, encode_long
+from dmcodec.codec.long import READ_FRAMES, decode_long, encode_long
 from dmcodec.codec.model import LONG_FRAMES, Codec, Encoded
 from dmcodec.quality import Unmeasurable, pesq_wb, stoi
 from dmcodec.tokens.bitstream import MAX_MODEL_ID_LENGTH, Header, dumps, loads
@@ -103,6 +100,27 @@ def decode_bytes(
 ) -> tuple[Waveform, tuple[int, ...]]:
     """The waveform [T] of a `.dmc` file and the numbers of its damaged chunks.
 
+    Errors are those of `decode_blocks`.
+    """
+    blocks, damaged = decode_blocks(
+        codec, identity, data, num_codebooks=num_codebooks, on_damage=on_damage
+    )
+    return np.concatenate(list(blocks)), damaged
+
+
+def decode_blocks(
+    codec: Codec,
+    identity: Identity | None,
+    data: bytes,
+    *,
+    num_codebooks: int | None = None,
+    on_damage: Literal["raise", "skip"] = "raise",
+) -> tuple[Iterator[Waveform], tuple[int, ...]]:
+    """The waveform of a `.dmc` file in blocks [T_i], and the numbers of its damaged chunks.
+
+    A long file comes in pieces as they are decoded: memory grows with its codes (8 bytes each)
+    but not with its sound.
+
     Raises BitstreamError for a damaged file, and ValueError for codes of another model than
     `identity`, which would decode to noise (None: not checked). With `on_damage="skip"` lost
     frames are silent.
@@ -119,10 +137,22 @@ def decode_bytes(
         raise ValueError("its sample rate, hop length or book size is not that of the codec")
     codes = torch.from_numpy(file.codes)[None]
     encoded = Encoded(codes, torch.tensor([header.num_frames]), torch.tensor([header.num_samples]))
-    waveform = codec.decode(encoded, num_codebooks=num_codebooks)[0].cpu().numpy()
-    is_lost = np.repeat(~file.is_frame_valid, header.hop_length)[: len(waveform)]
-    waveform[is_lost] = 0.0
-    return waveform, file.damaged_chunks
+    encoded = encoded.select_codebooks(0, num_codebooks or header.num_codebooks)
+
+    def blocks() -> Iterator[Waveform]:
+        if header.num_frames <= LONG_FRAMES:
+            pieces = iter([codec.decode(encoded)[0]])
+        else:
+            pieces = decode_long(codec, encoded.codes[0], header.num_samples)
+        start = 0
+        for piece in pieces:
+            frames = np.arange(start, start + len(piece)) // header.hop_length
+            waveform = piece.cpu().numpy()
+            waveform[~file.is_frame_valid[frames]] = 0.0
+            start += len(piece)
+            yield waveform
+
+    return blocks(), file.damaged_chunks
 
 
 def reconstruct(
@@ -145,61 +175,6 @@ def reconstruct(
             missing[name] = str(reason)
     codes = encoded.item(0).cpu().numpy()
     return Reconstruction(original, decoded, codes, data, encode_s, decode_s, scores, missing)
-
-
-def find_inputs(inputs: Sequence[Path], suffixes: Sequence[str] | None = None) -> list[Path]:
-    """Files as they are given, and those inside folders (sound files, or of the suffixes given).
-
-    Raises FileNotFoundError for a folder without any.
-    """
-    found: list[Path] = []
-    for path in inputs:
-        if not path.is_dir():
-            found.append(path)
-            continue
-        if suffixes is None:
-            inside = find_audio_files(path)
-        else:
-            inside = sorted(p for p in path.rglob("*") if p.suffix in suffixes and p.is_file())
-        if not inside:
-            raise FileNotFoundError(f"folder {path} holds no file to work on")
-        found += inside
-    return found
-
-
-def plan_outputs(
-    inputs: Sequence[Path], paths: Sequence[Path], folder: Path | None, suffix: str
-) -> list[Path]:
-    """Where each of `paths` goes: beside itself, or into `folder` with the layout of the inputs.
-
-    The suffix replaces the file's own; names that would meet (a.wav and a.flac) keep theirs too.
-    """
-    roots = [path for path in inputs if path.is_dir()]
-
-    def place(path: Path, name: str) -> Path:
-        if folder is None:
-            return path.with_name(name)
-        root = next((root for root in roots if root in path.parents), path.parent)
-        return folder / path.parent.relative_to(root) / name
-
-    short = [place(path, path.stem + suffix) for path in paths]
-    uses = Counter(short)
-    outputs = [
-        target if uses[target] == 1 else place(path, path.name + suffix)
-        for path, target in zip(paths, short, strict=True)
-    ]
-    clashes = [str(target) for target, count in Counter(outputs).items() if count > 1]
-    if clashes:
-        raise ValueError(f"several inputs would be written to {clashes[0]}: name their folders")
-    return outputs
-
-
-def write_bytes(path: Path, data: bytes) -> None:
-    """Writes a file that appears whole; its folder is made if missing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    temporary.write_bytes(data)
-    temporary.replace(path)
 
 
 def plot_reconstruction(result: Reconstruction, sample_rate: int, title: str, path: Path) -> None:

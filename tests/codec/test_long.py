@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from dmcodec.codec.long import decode_long, encode_long
+from dmcodec.codec.long import decode_long, encode_long, encode_windows
 from dmcodec.codec.model import Codec, CodecConfig
 from dmcodec.codec.quantizer import QuantizerConfig
 from dmcodec.codec.seanet import SEANetConfig
@@ -82,6 +82,35 @@ def test_first_books_and_later_books_are_those_of_the_whole() -> None:
 def test_nothing_to_encode_is_an_error() -> None:
     with pytest.raises(ValueError, match="audio is empty"):
         encode_long(CODECS["paper"], [torch.zeros(0)])
+    with pytest.raises(ValueError, match="audio is empty"):
+        list(encode_windows(CODECS["paper"], [], window_frames=1, context_frames=0))
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    num_samples=st.integers(1, 9000),
+    window_frames=st.integers(1, 9),
+    block=st.integers(100, 3000),
+)
+def test_windows_cover_every_frame_and_equal_the_whole_with_enough_context(
+    num_samples: int, window_frames: int, block: int
+) -> None:
+    codec = CODECS["paper"]
+    waveform = noise(num_samples, seed=num_samples)
+    whole = codec.encode(waveform).codes[0]
+
+    def windows(context_frames: int) -> list[Tensor]:
+        blocks = list(waveform.split(block))
+        return list(
+            encode_windows(
+                codec, blocks, window_frames=window_frames, context_frames=context_frames
+            )
+        )
+
+    assert torch.equal(torch.cat(windows(30), dim=1), whole)
+    without = windows(0)
+    assert all(codes.shape == (3, window_frames) for codes in without[:-1])
+    assert torch.cat(without, dim=1).shape == whole.shape
 
 
 _PEAK_MEMORY = """

@@ -361,13 +361,11 @@ def test_record_refuses_parts_that_do_not_fit(codec, noise):
 
 
 def test_no_gradients_are_recorded_and_recording_goes_on_after(build_codec, noise):
-    codec, recorded = build_codec(), []
-    for part in (codec.encoder, codec.decoder):
-        part.register_forward_hook(lambda _, inputs, output: recorded.append(output.requires_grad))
+    codec = build_codec()
 
-    codec.decode(codec.encode(noise.clone().requires_grad_()))
+    decoded = codec.decode(codec.encode(noise.clone().requires_grad_()))
 
-    assert recorded == [False, False]
+    assert not decoded.requires_grad
     assert codec(noise[None, None]).waveform.requires_grad
 
 

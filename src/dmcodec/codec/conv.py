@@ -3,6 +3,9 @@
 A strided convolution here gives ceil(T / stride) steps for any T from 1 up, and a transposed one
 gives T * stride. Borders are reflected. In a batch of mixed lengths each item is reflected at its
 own end, so that its result is the one it has alone: that is what `lengths` is for.
+
+Causal layers look back only: zeros before the start, none of the future, and nothing after an
+item's end can reach it.
 """
 
 from typing import TypeVar, cast
@@ -34,6 +37,7 @@ class Conv1d(nn.Module):
         kernel_size: int,
         stride: int = 1,
         dilation: int = 1,
+        is_causal: bool = False,
     ) -> None:
         super().__init__()
         self.conv = nn.Conv1d(
@@ -41,7 +45,8 @@ class Conv1d(nn.Module):
         )
         self.stride = stride
         padding = (kernel_size - 1) * dilation + 1 - stride
-        self.padding_right = padding // 2
+        self.is_causal = is_causal
+        self.padding_right = 0 if is_causal else padding // 2
         self.padding_left = padding - self.padding_right
 
     def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
@@ -50,6 +55,9 @@ class Conv1d(nn.Module):
         Steps of the result beyond ceil(length / stride) are meaningless and are never read by the
         next layer of this module.
         """
+        if self.is_causal:
+            fill = -x.shape[-1] % self.stride
+            return self.conv(F.pad(x, (self.padding_left, fill)))
         padded = pad_reflect(x, self.padding_left, self.padding_right, self.stride, lengths)
         return self.conv(padded)
 
@@ -57,10 +65,12 @@ class Conv1d(nn.Module):
 class ConvTranspose1d(nn.Module):
     """Transposed convolution of kernel 2 * stride, [B, C_in, T] -> [B, C_out, T * stride]."""
 
-    def __init__(self, in_channels: int, out_channels: int, *, stride: int) -> None:
+    def __init__(
+        self, in_channels: int, out_channels: int, *, stride: int, is_causal: bool = False
+    ) -> None:
         super().__init__()
         self.conv = nn.ConvTranspose1d(in_channels, out_channels, 2 * stride, stride=stride)
-        self.trim_right = stride // 2
+        self.trim_right = stride if is_causal else stride // 2
         self.trim_left = stride - self.trim_right
 
     def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
@@ -113,6 +123,8 @@ def pad_reflect(x: Tensor, left: int, right: int, stride: int, lengths: Tensor |
     fill = ceil_div(size, stride) * stride - size
     if left + right + stride == 1:
         return x
+    if torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
+        return _pad_reflect_traced(x, left, right, stride)
     if lengths is None and size > max(left, right + fill):
         return F.pad(x, (left, right + fill), mode="reflect")
     if lengths is None:
@@ -130,6 +142,19 @@ def pad_reflect(x: Tensor, left: int, right: int, stride: int, lengths: Tensor |
     target = torch.cat([left - before, left + after], dim=1)
     padded = F.pad(x, (left, right + stride - 1))
     return padded.scatter_(2, target[:, None].expand(-1, x.shape[1], -1), values)
+
+
+def _pad_reflect_traced(x: Tensor, left: int, right: int, stride: int) -> Tensor:
+    """`pad_reflect` of items that fill T, for export: right for any T, not the traced one only."""
+    size = torch._shape_as_tensor(x)[2]
+    right_each = right + (-size) % stride
+    pivot = torch.maximum(size, right_each.clamp(min=left) + 1) - 1
+    after = size + torch.arange(right_each)  # type: ignore[call-overload]
+    source = torch.cat(
+        [torch.arange(left, 0, -1), torch.where(after <= pivot, after, 2 * pivot - after)]
+    )
+    values = x.index_select(2, source.clamp(max=size - 1)) * (source < size).to(x.dtype)
+    return torch.cat([values[..., :left], x, values[..., left:]], dim=2)
 
 
 def add_weight_norm(module: nn.Module) -> None:

@@ -14,8 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dmcodec.codec.conv import Conv1d, ConvTranspose1d, ceil_div
-from dmcodec.codec.seanet import Decoder, DecoderBlock, Encoder
+from dmcodec.codec.conv import ceil_div
+from dmcodec.codec.fast import LARGE_LSTM, FastEncoder, fast_codec, run_direction
+from dmcodec.codec.reach import decoder_reach, encoder_reach
+from dmcodec.codec.seanet import Decoder, Encoder
 
 if TYPE_CHECKING:
     from dmcodec.codec.model import Codec
@@ -53,8 +55,15 @@ def encode_long(
     Raises ValueError when there is no sample at all.
     """
     encoder, device = codec.encoder, codec.device
-    lstm = encoder.lstm.lstm
-    pieces = _convolved_pieces(encoder, blocks, chunk_frames, codec.config.hop_length, device)
+    lstm, fast = encoder.lstm.lstm, fast_codec(codec)
+    pieces = _convolved_pieces(
+        fast.encoder if fast is not None else encoder,
+        encoder_reach(encoder),
+        blocks,
+        chunk_frames,
+        codec.config.hop_length,
+        device,
+    )
     with tempfile.TemporaryDirectory(prefix="dmcodec_") as folder:
         features = _FrameFile(folder, "features", lstm.input_size)
         num_samples = 0
@@ -65,7 +74,9 @@ def encode_long(
             raise ValueError("audio is empty; give at least one sample")
         layers = [features]
         for layer in range(lstm.num_layers):
-            layers = _run_lstm_layer(lstm, layer, layers, folder, chunk_frames, device)
+            layers = _run_lstm_layer(
+                lstm, layer, layers, folder, chunk_frames, device, is_fast=fast is not None
+            )
         codes = []
         reach = encoder.conv_out.padding_left
         for start, stop in _spans(features.num_frames, chunk_frames):
@@ -73,10 +84,57 @@ def encode_long(
             x = torch.cat([file.read(left, right) for file in layers], dim=-1)
             skip = features.read(left, right)
             x = x + torch.cat([skip] * len(layers), dim=-1)  # [L, C]
-            x = x.t()[None].to(device)
-            latents = encoder.conv_out(encoder.activation(x))[..., start - left : stop - left]
+            if fast is not None:
+                latents = fast.encoder.conv_out(x, encoder.activation).t()[None]
+            else:
+                latents = encoder.conv_out(encoder.activation(x.t()[None].to(device)))
+            latents = latents[..., start - left : stop - left]
             codes.append(codec.quantizer.encode(latents, num_codebooks)[0])
     return torch.cat(codes, dim=-1), num_samples
+
+
+def encode_windows(
+    codec: "Codec",
+    blocks: Iterable[Tensor],
+    *,
+    window_frames: int,
+    context_frames: int,
+    num_codebooks: int | None = None,
+) -> Iterator[Tensor]:
+    """Codes [K, window_frames] of a waveform without end, window by window; the last is shorter.
+
+    For a codec that looks ahead: each window is encoded with `context_frames` on either side and
+    leaves when they are there. Codes differ from those of the whole where the LSTM remembers more
+    than the context; docs/results.md has the share of equal codes against its length. Where the
+    end can be waited for, `encode_long` is exact; a causal codec streams exactly (streaming.py).
+
+    Args:
+        codec: in evaluation mode.
+        blocks: consecutive parts [T_i] of the waveform, of any sizes.
+        window_frames: frames of a window, at least 1.
+        context_frames: further frames that are encoded on either side and thrown away.
+        num_codebooks: the first n books only; None for all.
+
+    Raises ValueError when there is no sample at all.
+    """
+    if window_frames < 1 or context_frames < 0:
+        raise ValueError("window_frames must be 1 or more and context_frames 0 or more")
+    hop_length = codec.config.hop_length
+    window, context = window_frames * hop_length, context_frames * hop_length
+    buffer = torch.zeros(0)  # begins `before` samples before the next window
+    before = 0
+    for block in blocks:
+        buffer = torch.cat([buffer, block.float().cpu()])
+        while len(buffer) > before + window + context:
+            part = codec.encode(buffer[: before + window + context], num_codebooks=num_codebooks)
+            first = before // hop_length
+            yield part.codes[0, :, first : first + window_frames]
+            drop = max(0, before + window - context)
+            buffer, before = buffer[drop:], before + window - drop
+    if len(buffer) == before:
+        raise ValueError("audio is empty; give at least one sample")
+    rest = codec.encode(buffer, num_codebooks=num_codebooks).codes[0, :, before // hop_length :]
+    yield from rest.split(window_frames, dim=1)  # type: ignore[no-untyped-call]
 
 
 @torch.no_grad()
@@ -94,8 +152,9 @@ def decode_long(
     """
     decoder, hop_length = codec.decoder, codec.config.hop_length
     lstm, num_frames = decoder.lstm.lstm, codes.shape[-1]
+    fast = fast_codec(codec)
     reach_in = decoder.conv_in.padding_left
-    reach_out = ceil_div(_decoder_reach(decoder), hop_length)
+    reach_out = ceil_div(decoder_reach(decoder), hop_length)
     state: State | None = None
     window = torch.zeros(1, lstm.hidden_size, 0, device=codec.device)  # LSTM outputs [1, C, n]
     window_start = done = 0  # frames: first of the window, first not yet given
@@ -104,14 +163,21 @@ def decode_long(
         quantized = codec.quantizer.decode(
             codes[None, :, left:right].to(codec.device), first_codebook
         )
-        x = decoder.conv_in(quantized)[..., start - left : stop - left].transpose(1, 2)
+        if fast is not None:
+            x = fast.decoder.conv_in(quantized[0].t())[None]  # [1, L, C]
+        else:
+            x = decoder.conv_in(quantized).transpose(1, 2)
+        x = x[:, start - left : stop - left]
         y, state = lstm(x, state)
         window = torch.cat([window, (y + x).transpose(1, 2)], dim=-1)
         # Frames whose context on the right is there.
         ready = stop if stop == num_frames else stop - reach_out
         if ready <= done:
             continue
-        waveform = _run_decoder_convolutions(decoder, window)[0, 0]
+        if fast is not None:
+            waveform = fast.decoder.convolve(window[0].t())
+        else:
+            waveform = _run_decoder_convolutions(decoder, window)[0, 0]
         first, last = (frame - window_start for frame in (done, ready))
         end = num_samples - window_start * hop_length
         yield waveform[first * hop_length : min(last * hop_length, end)]
@@ -122,23 +188,24 @@ def decode_long(
 
 
 def _convolved_pieces(
-    encoder: Encoder,
+    encoder: Encoder | FastEncoder,
+    reach_samples: int,
     blocks: Iterable[Tensor],
     chunk_frames: int,
     hop_length: int,
     device: torch.device,
 ) -> Iterator[tuple[int, Tensor]]:
     """What the encoder's convolutions make of the waveform: (samples, [n, C]) for each piece."""
-    reach = ceil_div(_encoder_reach(encoder), hop_length) * hop_length
+    reach = ceil_div(reach_samples, hop_length) * hop_length
     size = chunk_frames * hop_length
     buffer = torch.zeros(0)  # begins `before` samples before the next piece
     before = 0
 
     def convolve(samples: Tensor, skip: int, num_frames: int) -> Tensor:
-        x = encoder.conv_in(samples[None, None].to(device))
-        for block in encoder.blocks:
-            x = block(x, None)
         first = skip // hop_length
+        if isinstance(encoder, FastEncoder):
+            return encoder.convolve(samples)[first : first + num_frames]
+        x = encoder.convolve(samples[None, None].to(device))
         return x[0, :, first : first + num_frames].t()
 
     for block in blocks:
@@ -160,13 +227,15 @@ def _run_lstm_layer(
     folder: str,
     chunk_frames: int,
     device: torch.device,
+    *,
+    is_fast: bool,
 ) -> "list[_FrameFile]":
     """One layer over all frames: a file for the forward direction, one for the backward."""
     num_frames = inputs[0].num_frames
     outputs = []
     for suffix in ["", "_reverse"] if lstm.bidirectional else [""]:
         is_backward = suffix == "_reverse"
-        direction = _single_direction(lstm, f"_l{layer}{suffix}")
+        direction = _single_direction(lstm, f"_l{layer}{suffix}", is_fast=is_fast)
         output = _FrameFile(folder, f"layer{layer}{suffix}", lstm.hidden_size)
         state: State | None = None
         spans = list(_spans(num_frames, chunk_frames))
@@ -178,8 +247,17 @@ def _run_lstm_layer(
     return outputs
 
 
-def _single_direction(lstm: nn.LSTM, suffix: str) -> Callable[..., tuple[Tensor, State]]:
-    """One layer and direction of an LSTM as an LSTM of its own that shares the weights."""
+def _single_direction(
+    lstm: nn.LSTM, suffix: str, *, is_fast: bool
+) -> Callable[[Tensor, State | None], tuple[Tensor, State]]:
+    """One layer and direction of an LSTM as a function of [1, L, C] and a state."""
+    if is_fast and lstm.hidden_size >= LARGE_LSTM:
+
+        def run(x: Tensor, state: State | None) -> tuple[Tensor, State]:
+            y, state = run_direction(lstm, suffix, x[0], state)
+            return y[None], state
+
+        return run
     input_size = cast(Tensor, getattr(lstm, f"weight_ih{suffix}")).shape[1]
     single = nn.LSTM(input_size, lstm.hidden_size, batch_first=True, device="meta")
     for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"):
@@ -192,31 +270,6 @@ def _run_decoder_convolutions(decoder: Decoder, x: Tensor) -> Tensor:
     for stride, block in zip(decoder.strides, decoder.blocks, strict=True):
         x = block(x, None, stride)
     return decoder.conv_out(decoder.activation(x))
-
-
-def _encoder_reach(encoder: Encoder) -> int:
-    """Samples on either side that a frame before the LSTM depends on, beyond its own."""
-    reach, step = _padding(encoder.conv_in), 1
-    for stride, block in zip(encoder.strides, encoder.blocks, strict=True):
-        reach += step * sum(_padding(m) for m in block.modules() if isinstance(m, Conv1d))
-        step *= stride
-    return reach
-
-
-def _decoder_reach(decoder: Decoder) -> int:
-    """Samples next to a cut after the LSTM that depend on what is beyond the cut."""
-    reach = 0
-    for stride, block in zip(
-        decoder.strides, cast(list[DecoderBlock], decoder.blocks), strict=True
-    ):
-        upsample: ConvTranspose1d = block.upsample
-        reach = reach * stride + upsample.trim_left
-        reach += sum(_padding(m) for m in block.modules() if isinstance(m, Conv1d))
-    return reach + _padding(decoder.conv_out)
-
-
-def _padding(conv: Conv1d) -> int:
-    return max(conv.padding_left, conv.padding_right)
 
 
 def _spans(num_frames: int, chunk_frames: int) -> Iterator[tuple[int, int]]:

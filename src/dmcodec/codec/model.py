@@ -17,6 +17,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from dmcodec.codec.conv import ceil_div, length_mask
+from dmcodec.codec.fast import fast_codec
 from dmcodec.codec.inputs import Audio, to_waveforms
 from dmcodec.codec.long import decode_long, encode_long
 from dmcodec.codec.quantizer import QuantizerConfig, QuantizerOutput, ResidualQuantizer
@@ -265,8 +266,9 @@ class Codec(nn.Module):
         their shapes do not show. How the books are learned, and the feature map, are left out.
         """
         seanet = self.config.seanet
-        settings = [self.config.sample_rate, seanet.strides, seanet.dilation_base]
-        digest = blake2b(repr([*settings, seanet.activation]).encode(), digest_size=8)
+        settings: list[object] = [self.config.sample_rate, seanet.strides, seanet.dilation_base]
+        settings += [seanet.activation] + ["causal"] * seanet.is_causal
+        digest = blake2b(repr(settings).encode(), digest_size=8)
         for name, weight in sorted(self.state_dict().items()):
             if name.startswith(("encoder.", "decoder.")) or name == "quantizer.codebooks":
                 digest.update(f"{name}{list(weight.shape)}".encode())
@@ -277,6 +279,11 @@ class Codec(nn.Module):
         """Codes [K, L_i] of waveforms [T_i], computed as one batch."""
         if not waveforms:
             return []
+        fast = fast_codec(self)
+        if fast is not None:
+            latents = fast.encoder(waveforms)  # [D, L_i] each
+            codes = self.quantizer.encode(torch.cat(latents, dim=1)[None], num_codebooks)[0]
+            return list(torch.split(codes, [x.shape[1] for x in latents], dim=1))
         sizes = torch.tensor([len(w) for w in waveforms], device=self.device)
         is_mixed = bool((sizes != sizes[0]).any())
         latents = self.encoder(
@@ -290,6 +297,9 @@ class Codec(nn.Module):
         """Waveforms [L_i * hop_length, or more] of codes [K, L_i], computed as one batch."""
         if not codes:
             return []
+        fast = fast_codec(self)
+        if fast is not None:
+            return fast.decoder([self.quantizer.decode(c[None], first_codebook)[0] for c in codes])
         frames = torch.tensor([c.shape[1] for c in codes], device=self.device)
         is_mixed = bool((frames != frames[0]).any())
         quantized = self.quantizer.decode(_stack_padded(codes), first_codebook)

@@ -73,7 +73,9 @@ class ResidualQuantizer(nn.Module):
         self.config = config
         books, entries = config.num_codebooks, config.codebook_size
         # Until k-means has run, any distinct entries do: an untrained codec still round-trips.
-        start = torch.randn(books, entries, latent_dim) / latent_dim**0.5
+        start = torch.empty(books, entries, latent_dim)
+        if not start.is_meta:  # there, drawing would load torch's compiler (3 s)
+            start = torch.randn(books, entries, latent_dim) / latent_dim**0.5
         self.register_buffer("codebooks", start)
         # Moving average of how many vectors of a batch fall to each entry.
         self.register_buffer("cluster_sizes", torch.ones(books, entries))

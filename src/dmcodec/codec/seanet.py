@@ -5,11 +5,11 @@ arXiv:2210.13438. All layers take the items' own lengths, see conv.py.
 """
 
 from math import prod
-from typing import Literal, cast
+from typing import Literal, Self, cast
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, PositiveInt
+from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor, nn
 
 from dmcodec.codec.conv import Conv1d, ConvTranspose1d, SkipLSTM, ceil_div
@@ -30,7 +30,16 @@ class SEANetConfig(Record):
     dilation_base: int = Field(2, ge=1)
     num_lstm_layers: int = Field(2, ge=1)
     is_encoder_bidirectional: bool = True
+    is_causal: bool = Field(
+        False, description="convolutions look back only: with an encoder of one direction, streams"
+    )
     activation: Literal["elu", "snake"] = "elu"
+
+    @model_validator(mode="after")
+    def _check_directions(self) -> Self:
+        if self.is_causal and self.is_encoder_bidirectional:
+            raise ValueError("is_causal needs is_encoder_bidirectional = false")
+        return self
 
     @property
     def hop_length(self) -> int:
@@ -74,7 +83,11 @@ class ResidualUnit(nn.Module):
         hidden = channels // 2
         self.activation_in = make_activation(config, channels)
         self.conv_in = Conv1d(
-            channels, hidden, kernel_size=config.residual_kernel_size, dilation=dilation
+            channels,
+            hidden,
+            kernel_size=config.residual_kernel_size,
+            dilation=dilation,
+            is_causal=config.is_causal,
         )
         self.activation_out = make_activation(config, hidden)
         self.conv_out = Conv1d(hidden, channels, kernel_size=1)
@@ -111,6 +124,8 @@ def initialize(module: nn.Module, *, input_gain: float, output_gain: float) -> N
     (docs/log.md). Biases start at zero; `input_gain` and `output_gain` are the sizes given by the
     first and last convolution.
     """
+    if any(weight.is_meta for weight in module.parameters()):
+        return  # to be filled from a file; drawing would load torch's compiler (3 s)
     elu_gain = 1.55**0.5  # ELU passes 0.645 of the power of normally distributed input
     for name, layer in module.named_modules():
         if isinstance(layer, Conv1d | ConvTranspose1d):
@@ -133,7 +148,13 @@ class EncoderBlock(nn.Module):
         super().__init__()
         self.residual = ResidualStack(config, channels)
         self.activation = make_activation(config, channels)
-        self.downsample = Conv1d(channels, 2 * channels, kernel_size=2 * stride, stride=stride)
+        self.downsample = Conv1d(
+            channels,
+            2 * channels,
+            kernel_size=2 * stride,
+            stride=stride,
+            is_causal=config.is_causal,
+        )
 
     def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Runs the block."""
@@ -146,7 +167,9 @@ class DecoderBlock(nn.Module):
     def __init__(self, config: SEANetConfig, channels: int, *, stride: int) -> None:
         super().__init__()
         self.activation = make_activation(config, 2 * channels)
-        self.upsample = ConvTranspose1d(2 * channels, channels, stride=stride)
+        self.upsample = ConvTranspose1d(
+            2 * channels, channels, stride=stride, is_causal=config.is_causal
+        )
         self.residual = ResidualStack(config, channels)
 
     def forward(self, x: Tensor, lengths: Tensor | None, stride: int) -> Tensor:
@@ -160,9 +183,12 @@ class Encoder(nn.Module):
 
     def __init__(self, config: SEANetConfig) -> None:
         super().__init__()
-        self.strides = config.strides
+        self.strides, self.is_causal = config.strides, config.is_causal
+        self.hop_length = config.hop_length
         channels = config.num_filters
-        self.conv_in = Conv1d(1, channels, kernel_size=config.kernel_size)
+        self.conv_in = Conv1d(
+            1, channels, kernel_size=config.kernel_size, is_causal=config.is_causal
+        )
         blocks = []
         for stride in config.strides:
             blocks.append(EncoderBlock(config, channels, stride=stride))
@@ -175,18 +201,31 @@ class Encoder(nn.Module):
         )
         channels *= 2 if config.is_encoder_bidirectional else 1
         self.activation = make_activation(config, channels)
-        self.conv_out = Conv1d(channels, config.latent_dim, kernel_size=config.kernel_size)
+        self.conv_out = Conv1d(
+            channels,
+            config.latent_dim,
+            kernel_size=config.kernel_size,
+            is_causal=config.is_causal,
+        )
         initialize(self, input_gain=10.0, output_gain=1.0)
 
     def forward(self, waveform: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Encodes; `lengths` [B] in samples, None when every item fills T."""
+        x = self.convolve(waveform, lengths)
+        frames = None if lengths is None else ceil_div(lengths, self.hop_length)
+        x = self.lstm(x, frames)
+        return self.conv_out(self.activation(x), frames)
+
+    def convolve(self, waveform: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """The part before the LSTM, [B, 1, T] -> [B, C, ceil(T / hop_length)]."""
+        if self.is_causal:  # the last frame is filled with silence, as at the end of a stream
+            waveform = F.pad(waveform, (0, -waveform.shape[-1] % self.hop_length))
         x = self.conv_in(waveform, lengths)
         for stride, block in zip(self.strides, self.blocks, strict=True):
             x = block(x, lengths)
             if lengths is not None:
                 lengths = ceil_div(lengths, stride)
-        x = self.lstm(x, lengths)
-        return self.conv_out(self.activation(x), lengths)
+        return x
 
 
 class Decoder(nn.Module):
@@ -196,7 +235,12 @@ class Decoder(nn.Module):
         super().__init__()
         self.strides = tuple(reversed(config.strides))
         channels = config.num_filters * 2 ** len(config.strides)
-        self.conv_in = Conv1d(config.latent_dim, channels, kernel_size=config.kernel_size)
+        self.conv_in = Conv1d(
+            config.latent_dim,
+            channels,
+            kernel_size=config.kernel_size,
+            is_causal=config.is_causal,
+        )
         self.lstm = SkipLSTM(channels, num_layers=config.num_lstm_layers, is_bidirectional=False)
         blocks = []
         for stride in self.strides:
@@ -204,7 +248,9 @@ class Decoder(nn.Module):
             blocks.append(DecoderBlock(config, channels, stride=stride))
         self.blocks = nn.ModuleList(blocks)
         self.activation = make_activation(config, channels)
-        self.conv_out = Conv1d(channels, 1, kernel_size=config.kernel_size)
+        self.conv_out = Conv1d(
+            channels, 1, kernel_size=config.kernel_size, is_causal=config.is_causal
+        )
         initialize(self, input_gain=1.0, output_gain=0.05)
 
     def forward(self, quantized: Tensor, lengths: Tensor | None = None) -> Tensor:

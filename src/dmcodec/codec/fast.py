@@ -1,0 +1,359 @@
+"""Encoder and decoder for inference on the CPU: the plain path's result in about half of its time.
+
+Features lie time-major, [T, C]: a convolution is then one matrix product for each tap, on shifted
+views of the same memory, and a strided or transposed one needs no copy either. Time is cut into
+pieces that stay in the processor's caches, which bounds the memory too. Equality with the plain
+path is that of arithmetic: sums of another order differ in the last bits.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import prod
+from typing import TYPE_CHECKING, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from dmcodec.codec.conv import Conv1d, ConvTranspose1d, SkipLSTM, ceil_div
+from dmcodec.codec.reach import decoder_reach, encoder_reach
+from dmcodec.codec.seanet import (
+    Decoder,
+    DecoderBlock,
+    Encoder,
+    EncoderBlock,
+    ResidualStack,
+    ResidualUnit,
+    Snake,
+)
+
+if TYPE_CHECKING:
+    from dmcodec.codec.model import Codec
+
+PIECE_FRAMES = 50
+"""Frames that the convolutions work on at a time (measured, docs/log.md)."""
+
+MIRROR_FRAMES = 2
+"""Further context of the last pieces, see `pieces`."""
+
+LARGE_LSTM = 512
+"""Hidden sizes from here on have weights larger than caches; torch's own LSTM is better below."""
+
+State = tuple[Tensor, Tensor]
+
+
+class FastConv:
+    """A `Conv1d` on [T, C_in] -> [ceil(T / stride), C_out], with the activation before it."""
+
+    def __init__(self, conv: Conv1d) -> None:
+        weight = conv.conv.weight.detach()  # [C_out, C_in, taps]
+        self.stride, self.dilation = conv.stride, conv.conv.dilation[0]
+        self.is_causal = conv.is_causal
+        self.left, self.right = conv.padding_left, conv.padding_right
+        self.out_channels, self.in_channels, self.num_taps = weight.shape
+        self.bias = cast(Tensor, conv.conv.bias).detach()
+        # Few input channels: the taps side by side make one product worth its while. One output
+        # channel: the taps are the columns of one product, and summed along the diagonal.
+        self.is_narrow_in = self.in_channels < 8 and self.dilation == 1
+        self.is_narrow_out = self.out_channels == 1 and self.stride == 1 and self.dilation == 1
+        taps = weight.permute(2, 1, 0)  # [taps, C_in, C_out]
+        if self.is_narrow_in:
+            self.weights = taps.reshape(-1, self.out_channels).contiguous()
+        elif self.is_narrow_out:
+            self.weights = weight[0].contiguous()  # [C_in, taps]
+        else:
+            # `stride` steps of the input side by side are a row; taps are filled up to whole rows.
+            rows = ceil_div(self.num_taps, self.stride)
+            filled = taps.new_zeros(rows * self.stride, self.in_channels, self.out_channels)
+            filled[: self.num_taps] = taps
+            self.weights = filled.reshape(rows, -1, self.out_channels)
+
+    def __call__(self, x: Tensor, activation: nn.Module | None = None) -> Tensor:
+        """Convolves with the borders of the layer: mirrored, or zeros when it is causal."""
+        steps = ceil_div(x.shape[0], self.stride)
+        padded = self._pad(x, steps, activation)
+        if self.is_narrow_in:
+            shape = (steps, self.num_taps * self.in_channels)
+            windows = padded.as_strided(shape, (self.stride * self.in_channels, 1))
+            return torch.addmm(self.bias, windows, self.weights)
+        if self.is_narrow_out:
+            products = padded @ self.weights  # [steps + taps - 1, taps]
+            diagonals = products.as_strided(
+                (steps, self.num_taps), (self.num_taps, self.num_taps + 1)
+            )
+            return diagonals.sum(dim=1, keepdim=True).add_(self.bias)
+        rows = padded.view(-1, self.stride * self.in_channels)
+        step = 1 if self.stride > 1 else self.dilation
+        y = torch.addmm(self.bias, rows[:steps], self.weights[0])
+        for tap, weight in enumerate(self.weights[1:], start=1):
+            y.addmm_(rows[tap * step : tap * step + steps], weight)
+        return y
+
+    def _pad(self, x: Tensor, steps: int, activation: nn.Module | None) -> Tensor:
+        """[left + T + right..., C_in], activated; as many rows as the products look at."""
+        size, left = x.shape[0], self.left
+        if self.num_taps == 1 and self.stride == 1:
+            return x if activation is None else activate(activation, x)
+        right = self.right + steps * self.stride - size
+        used = left + size + right
+        total = used
+        if self.stride > 1 and not self.is_narrow_in:
+            total = (steps - 1 + len(self.weights)) * self.stride
+        padded = x.new_empty(total, self.in_channels)
+        inner = padded[left : left + size]
+        if activation is None:
+            inner.copy_(x)
+        else:
+            activate(activation, x, out=inner)
+        padded[used:] = 0
+        if self.is_causal:
+            padded[:left] = 0
+            padded[left + size :] = 0
+            return padded
+        # As in pad_reflect: an item too short to be mirrored is first continued with zeros.
+        pivot = max(size, max(left, right) + 1) - 1
+        mirrored = [(left - i, i) for i in range(left, 0, -1)]
+        mirrored += [
+            (left + i, i if i <= pivot else 2 * pivot - i) for i in range(size, size + right)
+        ]
+        for target, source in mirrored:
+            if source < size:
+                padded[target] = inner[source]
+            else:
+                padded[target] = 0
+        return padded
+
+
+class FastConvTranspose:
+    """A `ConvTranspose1d` on [T, C_in] -> [T * stride, C_out], with the activation before it."""
+
+    def __init__(self, conv: ConvTranspose1d) -> None:
+        weight = conv.conv.weight.detach()  # [C_in, C_out, 2 * stride]
+        self.stride = conv.conv.stride[0]
+        self.trim_left = conv.trim_left
+        self.out_channels = weight.shape[1]
+        halves = weight.permute(0, 2, 1).reshape(len(weight), 2, self.stride, -1)
+        self.now, self.before = (half.flatten(1).contiguous() for half in halves.unbind(1))
+        self.bias = cast(Tensor, conv.conv.bias).detach().repeat(self.stride)
+
+    def __call__(self, x: Tensor, activation: nn.Module) -> Tensor:
+        """Upsamples; there are zeros before the first step and after the last."""
+        size = x.shape[0]
+        padded = x.new_zeros(size + 2, x.shape[1])
+        activate(activation, x, out=padded[1:-1])
+        y = torch.addmm(self.bias, padded[1:], self.now)  # [T + 1, stride * C_out]
+        y.addmm_(padded[:-1], self.before)
+        y = y.view(-1, self.out_channels)
+        return y[self.trim_left : self.trim_left + size * self.stride]
+
+
+class FastUnit:
+    """A `ResidualUnit` on [T, C] -> same."""
+
+    def __init__(self, unit: ResidualUnit) -> None:
+        self.activation_in, self.activation_out = unit.activation_in, unit.activation_out
+        self.conv_in = FastConv(unit.conv_in)
+        self.shortcut = unit.shortcut.conv.weight.detach()[..., 0].t().contiguous()
+        self.conv_out = unit.conv_out.conv.weight.detach()[..., 0].t().contiguous()
+        biases = (unit.shortcut.conv.bias, unit.conv_out.conv.bias)
+        self.bias = cast(Tensor, biases[0]).detach() + cast(Tensor, biases[1]).detach()
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Shortcut and branch added into the same memory."""
+        branch = self.conv_in(x, self.activation_in)
+        branch = activate(self.activation_out, branch)
+        return torch.addmm(self.bias, x, self.shortcut).addmm_(branch, self.conv_out)
+
+
+def activate(module: nn.Module, x: Tensor, out: Tensor | None = None) -> Tensor:
+    """ELU or Snake on [T, C].
+
+    torch's ELU calls expm1, which takes twice as long as the four passes here; both are right to
+    1e-7 of full size.
+    """
+    out = torch.empty_like(x) if out is None else out
+    if isinstance(module, Snake):
+        alpha = module.alpha.detach()[0, :, 0]
+        torch.mul(x, alpha, out=out)
+        return out.sin_().square_().div_(alpha + 1e-9).add_(x)
+    torch.clamp_max(x, 0.0, out=out)
+    return torch.maximum(x, out.exp_().sub_(1.0), out=out)
+
+
+class FastEncoder:
+    """An `Encoder` with its weights laid out for this path."""
+
+    def __init__(self, encoder: Encoder) -> None:
+        self.hop_length = prod(encoder.strides)
+        self.reach = ceil_div(encoder_reach(encoder), self.hop_length)  # frames
+        self.conv_in, self.conv_out = FastConv(encoder.conv_in), FastConv(encoder.conv_out)
+        self.blocks = [
+            (make_units(block.residual), block.activation, FastConv(block.downsample))
+            for block in cast(list[EncoderBlock], encoder.blocks)
+        ]
+        self.lstm, self.activation = encoder.lstm, encoder.activation
+
+    def convolve(self, waveform: Tensor) -> Tensor:
+        """What the convolutions before the LSTM make of [T]: [ceil(T / hop_length), C]."""
+        num_frames = ceil_div(len(waveform), self.hop_length)
+        if self.conv_in.is_causal:
+            waveform = F.pad(waveform, (0, -len(waveform) % self.hop_length))
+        parts = []
+        for start, stop, left, right in pieces(num_frames, self.reach):
+            x = waveform[left * self.hop_length : right * self.hop_length, None]
+            x = self.conv_in(x)
+            for units, activation, downsample in self.blocks:
+                for unit in units:
+                    x = unit(x)
+                x = downsample(x, activation)
+            parts.append(x[start - left : stop - left])
+        return torch.cat(parts)
+
+    def __call__(self, waveforms: list[Tensor]) -> list[Tensor]:
+        """Latents [D, L_i] of waveforms [T_i]."""
+        features = [self.convolve(waveform) for waveform in waveforms]
+        return [self.conv_out(x, self.activation).t() for x in run_lstm(self.lstm, features)]
+
+
+class FastDecoder:
+    """A `Decoder` with its weights laid out for this path."""
+
+    def __init__(self, decoder: Decoder) -> None:
+        self.hop_length = prod(decoder.strides)
+        self.reach = ceil_div(decoder_reach(decoder), self.hop_length)  # frames
+        self.conv_in, self.conv_out = FastConv(decoder.conv_in), FastConv(decoder.conv_out)
+        self.blocks = [
+            (block.activation, FastConvTranspose(block.upsample), make_units(block.residual))
+            for block in cast(list[DecoderBlock], decoder.blocks)
+        ]
+        self.lstm, self.activation = decoder.lstm, decoder.activation
+
+    def convolve(self, features: Tensor) -> Tensor:
+        """What the convolutions after the LSTM make of [L, C]: the waveform [L * hop_length]."""
+        parts = []
+        for start, stop, left, right in pieces(len(features), self.reach):
+            x = features[left:right]
+            for activation, upsample, units in self.blocks:
+                x = upsample(x, activation)
+                for unit in units:
+                    x = unit(x)
+            waveform = self.conv_out(x, self.activation)[:, 0]
+            first = (start - left) * self.hop_length
+            parts.append(waveform[first : first + (stop - start) * self.hop_length])
+        return torch.cat(parts)
+
+    def __call__(self, quantized: list[Tensor]) -> list[Tensor]:
+        """Waveforms [L_i * hop_length] of quantized latents [D, L_i]."""
+        features = run_lstm(self.lstm, [self.conv_in(x.t()) for x in quantized])
+        return [self.convolve(x) for x in features]
+
+
+def make_units(stack: ResidualStack) -> list[FastUnit]:
+    """The units of a block for this path."""
+    return [FastUnit(unit) for unit in cast(list[ResidualUnit], stack.units)]
+
+
+def pieces(num_frames: int, reach: int) -> Iterator[tuple[int, int, int, int]]:
+    """(start, stop, start with context, stop with context) of each piece, in frames.
+
+    At the very end a strided convolution fills its last step with mirrored samples, and so looks
+    back further than `reach`: by stride - 1 steps at each level, together less than two frames.
+    """
+    for start in range(0, num_frames, PIECE_FRAMES):
+        stop = min(start + PIECE_FRAMES, num_frames)
+        right = min(num_frames, stop + reach)
+        left = start - reach - (MIRROR_FRAMES if right == num_frames else 0)
+        yield start, stop, max(0, left), right
+
+
+def run_lstm(module: SkipLSTM, inputs: list[Tensor]) -> list[Tensor]:
+    """A `SkipLSTM` on items [L_i, C] -> [L_i, C] each (twice C when bidirectional)."""
+    if len(inputs) > 1 or module.lstm.hidden_size < LARGE_LSTM:
+        sizes = [len(x) for x in inputs]
+        lengths = torch.tensor(sizes) if len(set(sizes)) > 1 else None
+        x = nn.utils.rnn.pad_sequence(inputs, batch_first=True).transpose(1, 2)  # [B, C, L]
+        return [y[:, :size].t() for y, size in zip(module(x, lengths), sizes, strict=True)]
+    x = inputs[0]
+    for layer in range(module.lstm.num_layers):
+        y, _ = run_direction(module.lstm, f"_l{layer}", x)
+        if module.lstm.bidirectional:
+            backward, _ = run_direction(module.lstm, f"_l{layer}_reverse", x.flip(0))
+            y = torch.cat([y, backward.flip(0)], dim=1)
+        x = y
+    skip = inputs[0]
+    return [x.add_(torch.cat([skip, skip], dim=1) if module.lstm.bidirectional else skip)]
+
+
+def run_direction(
+    lstm: nn.LSTM, suffix: str, x: Tensor, state: State | None = None
+) -> tuple[Tensor, State]:
+    """One layer and direction of a large LSTM over one item, [L, C] -> [L, H] and its last state.
+
+    Each step reads all recurrent weights (16 MB at full size), and that is what it costs. Every
+    second step reads them in the opposite order, so that it finds what the step before read last
+    still in the cache.
+
+    Args:
+        lstm: where the weights are.
+        suffix: which of them: `_l0`, `_l0_reverse`, `_l1` and so on.
+        x: the input in the order of this direction.
+        state: h and c, [H] each; None for zeros.
+    """
+    w_in, w, b_in, b = (
+        cast(Tensor, getattr(lstm, f"{name}{suffix}")).detach()
+        for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+    )
+    size, num_steps = lstm.hidden_size, len(x)
+    inputs = torch.addmm(b_in + b, x, w_in.t()).view(num_steps, 4, size)
+    outputs = x.new_empty(num_steps, size)
+    gates = x.new_empty(4, size)
+    in_and_forget, cell_gate, out_gate = gates[:2], gates[2], gates[3]
+    in_gate, forget_gate = in_and_forget
+    h, c = (x.new_zeros(size), x.new_zeros(size)) if state is None else state
+    c, squashed = c.clone(), x.new_empty(size)
+    weights, sums = w.view(4, size, size).unbind(0), gates.unbind(0)
+    orders = ((0, 1, 2, 3), (3, 2, 1, 0))
+    for step, (given, output) in enumerate(zip(inputs, outputs, strict=True)):
+        parts = given.unbind(0)
+        for gate in orders[step % 2]:
+            torch.addmv(parts[gate], weights[gate], h, out=sums[gate])
+        in_and_forget.sigmoid_()
+        cell_gate.tanh_()
+        out_gate.sigmoid_()
+        c.mul_(forget_gate).addcmul_(in_gate, cell_gate)
+        torch.mul(torch.tanh(c, out=squashed), out_gate, out=output)
+        h = output
+    return outputs, (h.clone(), c)
+
+
+@dataclass(frozen=True)
+class FastCodec:
+    """Encoder and decoder of a codec for this path."""
+
+    encoder: FastEncoder
+    decoder: FastDecoder
+
+
+def fast_codec(codec: "Codec") -> FastCodec | None:
+    """The codec's fast form; None where only the plain path is right.
+
+    That is: on another device, in training (weights change with every step), with weight
+    normalization in place, in another dtype or under autocast. The form is made at the first use
+    and made anew when weights were changed or replaced.
+    """
+    parameters = [*codec.encoder.parameters(), *codec.decoder.parameters()]
+    if (
+        codec.training
+        or torch.is_grad_enabled()
+        or torch.is_autocast_enabled("cpu")
+        or any(p.device.type != "cpu" or p.dtype != torch.float32 for p in parameters)
+        or any(parametrize.is_parametrized(m) for m in codec.modules())
+    ):
+        return None
+    key = [(p.data_ptr(), 0 if p.is_inference() else p._version) for p in parameters]
+    kept: tuple[object, FastCodec] | None = codec.__dict__.get("_fast")
+    if kept is None or kept[0] != key:
+        kept = (key, FastCodec(FastEncoder(codec.encoder), FastDecoder(codec.decoder)))
+        codec.__dict__["_fast"] = kept
+    return kept[1]

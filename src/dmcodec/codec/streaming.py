@@ -1,0 +1,208 @@
+"""Encoding and decoding of live streams with a causal codec: what joins up is the whole.
+
+A frame's codes need the frame's own samples and nothing later, and its sound needs its own codes
+and nothing later: the algorithmic latency of both ways together is one frame (20 ms at 50 frames a
+second). All that a stream remembers is its state, a value: kept, copied or dropped by the caller.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, cast
+
+import torch
+from torch import Tensor
+
+from dmcodec.codec.conv import Conv1d, ConvTranspose1d, SkipLSTM
+from dmcodec.codec.seanet import DecoderBlock, EncoderBlock, ResidualStack, ResidualUnit
+
+if TYPE_CHECKING:
+    from dmcodec.codec.model import Codec
+
+
+@dataclass(frozen=True, eq=False)
+class StreamState:
+    """What one stream remembers; None for `memory` before its first frame.
+
+    memory: for each layer in order the end of its input, or the LSTM's h and c; batch size 1.
+    pending: encoder only: samples [n] that do not fill a frame yet.
+    """
+
+    memory: tuple[Tensor, ...] | None = None
+    pending: Tensor | None = None
+
+
+class StreamEncoder:
+    """Encodes any number of streams, each of which starts and ends when it likes."""
+
+    def __init__(self, codec: "Codec", *, num_codebooks: int | None = None) -> None:
+        """Takes a causal codec in evaluation mode; ValueError for another."""
+        _check_causal(codec)
+        self.codec, self.num_codebooks = codec, num_codebooks
+
+    @torch.no_grad()
+    def push(
+        self, chunks: Sequence[Tensor], states: Sequence[StreamState]
+    ) -> tuple[list[Tensor], list[StreamState]]:
+        """The frames that are complete now, and the new states.
+
+        Args:
+            chunks: the next samples [T_i] of each stream, of any size, none included.
+            states: of the same streams; `StreamState()` for one that starts.
+
+        Returns:
+            Codes [K, n_i] for each stream, n_i = (pending + T_i) // hop_length, and its new state.
+            Streams with the same n_i are computed together.
+
+        Raises ValueError for samples that are not finite: that stream's state is still the old one.
+        """
+        if len(chunks) != len(states):
+            raise ValueError(f"{len(chunks)} chunks for {len(states)} states")
+        hop_length, device = self.codec.config.hop_length, self.codec.device
+        heard = []
+        for number, (chunk, state) in enumerate(zip(chunks, states, strict=True)):
+            if chunk.ndim != 1 or not bool(torch.isfinite(chunk).all()):
+                raise ValueError(f"chunk {number} must be finite samples [T]")
+            chunk = chunk.float().to(device)
+            heard.append(chunk if state.pending is None else torch.cat([state.pending, chunk]))
+        counts = [len(samples) // hop_length for samples in heard]
+        frames = [x[: n * hop_length][None] for x, n in zip(heard, counts, strict=True)]
+        codes, memories = _run_together(frames, states, self._encode)
+        nothing = torch.zeros(self._num_codebooks, 0, dtype=torch.int64, device=device)
+        new_states = [
+            StreamState(memory, samples[n * hop_length :].clone())
+            for memory, samples, n in zip(memories, heard, counts, strict=True)
+        ]
+        return [nothing if c is None else c for c in codes], new_states
+
+    def finish(self, state: StreamState) -> tuple[Tensor, int]:
+        """The last frame of a stream, filled with silence, [K, 0 or 1], and its samples."""
+        size = 0 if state.pending is None else len(state.pending)
+        if size == 0:
+            return self.push([torch.zeros(0)], [state])[0][0], 0
+        silence = torch.zeros(self.codec.config.hop_length - size)
+        return self.push([silence], [state])[0][0], size
+
+    @property
+    def _num_codebooks(self) -> int:
+        return self.num_codebooks or self.codec.config.quantizer.num_codebooks
+
+    def _encode(self, x: Tensor, layers: "_Layers") -> Tensor:
+        encoder = self.codec.encoder
+        x = layers.conv(encoder.conv_in, x)
+        for block in cast(list[EncoderBlock], encoder.blocks):
+            x = layers.residual(block.residual, x)
+            x = layers.conv(block.downsample, block.activation(x))
+        x = layers.lstm(encoder.lstm, x)
+        latents = layers.conv(encoder.conv_out, encoder.activation(x))
+        return self.codec.quantizer.encode(latents, self.num_codebooks)
+
+
+class StreamDecoder:
+    """Decodes any number of streams, each of which starts and ends when it likes."""
+
+    def __init__(self, codec: "Codec") -> None:
+        """Takes a causal codec in evaluation mode; ValueError for another."""
+        _check_causal(codec)
+        self.codec = codec
+
+    @torch.no_grad()
+    def push(
+        self, codes: Sequence[Tensor], states: Sequence[StreamState]
+    ) -> tuple[list[Tensor], list[StreamState]]:
+        """The waveforms [n_i * hop_length] of codes [K, n_i], and the new states.
+
+        Streams of the same n_i and K are computed together; n_i may be 0.
+        """
+        if len(codes) != len(states):
+            raise ValueError(f"codes of {len(codes)} streams for {len(states)} states")
+        items = [each.to(self.codec.device) for each in codes]
+        waveforms, memories = _run_together(items, states, self._decode)
+        nothing = torch.zeros(0, device=self.codec.device)
+        return [nothing if w is None else w[0] for w in waveforms], [
+            StreamState(memory) for memory in memories
+        ]
+
+    def _decode(self, codes: Tensor, layers: "_Layers") -> Tensor:
+        decoder = self.codec.decoder
+        x = layers.conv(decoder.conv_in, self.codec.quantizer.decode(codes))
+        x = layers.lstm(decoder.lstm, x)
+        for block in cast(list[DecoderBlock], decoder.blocks):
+            x = layers.upsample(block.upsample, block.activation(x))
+            x = layers.residual(block.residual, x)
+        return layers.conv(decoder.conv_out, decoder.activation(x))
+
+
+class _Layers:
+    """Runs causal layers on the next steps of a batch, giving each the end of its last input."""
+
+    def __init__(self, memory: tuple[Tensor, ...] | None) -> None:
+        self._old: Iterator[Tensor] | None = None if memory is None else iter(memory)
+        self.memory: list[Tensor] = []
+
+    def conv(self, layer: Conv1d, x: Tensor) -> Tensor:
+        """[B, C, T] -> [B, C', T / stride]; T is a multiple of the stride."""
+        return cast(Tensor, layer.conv(self._after_past(x, layer.padding_left)))
+
+    def upsample(self, layer: ConvTranspose1d, x: Tensor) -> Tensor:
+        """[B, C, T] -> [B, C', T * stride]."""
+        y = layer.conv(self._after_past(x, 1))
+        return y[..., layer.trim_right : y.shape[-1] - layer.trim_right]
+
+    def residual(self, stack: ResidualStack, x: Tensor) -> Tensor:
+        """[B, C, T] -> same."""
+        for unit in cast(list[ResidualUnit], stack.units):
+            y = self.conv(unit.conv_in, unit.activation_in(x))
+            x = unit.shortcut(x) + unit.conv_out(unit.activation_out(y))
+        return x
+
+    def lstm(self, layer: SkipLSTM, x: Tensor) -> Tensor:
+        """[B, C, L] -> same. In the memory h and c lie batch first."""
+        x = x.transpose(1, 2)  # [B, L, C]
+        state = None
+        if self._old is not None:
+            h, c = next(self._old), next(self._old)
+            state = (h.transpose(0, 1).contiguous(), c.transpose(0, 1).contiguous())
+        y, (h, c) = layer.lstm(x, state)
+        self.memory += [h.transpose(0, 1), c.transpose(0, 1)]
+        return (x + y).transpose(1, 2)
+
+    def _after_past(self, x: Tensor, num_steps: int) -> Tensor:
+        if self._old is None:
+            past = x.new_zeros(x.shape[0], x.shape[1], num_steps)
+        else:
+            past = next(self._old)
+        x = torch.cat([past, x], dim=-1)
+        self.memory.append(x[..., x.shape[-1] - num_steps :].clone())
+        return x
+
+
+def _run_together(
+    items: list[Tensor], states: Sequence[StreamState], run: Callable[[Tensor, _Layers], Tensor]
+) -> tuple[list[Tensor | None], list[tuple[Tensor, ...] | None]]:
+    """Results and memories of items [C, T_i]; those of one shape and age class in one batch."""
+    results: list[Tensor | None] = [None] * len(items)
+    memories = [state.memory for state in states]
+    groups: dict[tuple[object, ...], list[int]] = defaultdict(list)
+    for number, item in enumerate(items):
+        if item.shape[-1] > 0:
+            groups[(*item.shape, memories[number] is None)].append(number)
+    for numbers in groups.values():
+        old = [memory for n in numbers if (memory := memories[n]) is not None]
+        joined = tuple(torch.cat(parts) for parts in zip(*old, strict=True)) if old else None
+        layers = _Layers(joined)
+        output = run(torch.stack([items[n] for n in numbers]), layers)
+        for place, number in enumerate(numbers):
+            results[number] = output[place]
+            memories[number] = tuple(part[place : place + 1] for part in layers.memory)
+    return results, memories
+
+
+def _check_causal(codec: "Codec") -> None:
+    if not codec.config.seanet.is_causal:
+        raise ValueError(
+            f"codec {codec.model_id!r} looks ahead and cannot stream: train one with"
+            " configs/streaming.toml (codec.seanet.is_causal), or use dmcodec encode for files"
+        )
+    if codec.training:
+        raise ValueError("the codec is in training: call codec.eval() first")

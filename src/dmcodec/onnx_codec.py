@@ -1,0 +1,98 @@
+"""A codec that dmcodec export wrote, run by onnxruntime: numpy in, numpy out, no torch."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dmcodec.tokens.bitstream import Header
+
+FORMAT = "dmcodec-onnx/1"
+ENCODER_NAME, DECODER_NAME, CONFIG_NAME = "encoder.onnx", "decoder.onnx", "codec.json"
+
+
+class OnnxCodec:
+    """Waveforms to codes and back with exported networks.
+
+    Attributes: sample_rate (Hz), hop_length, num_codebooks, codebook_size, model_id, model_hash.
+    """
+
+    def __init__(self, folder: Path, *, num_threads: int | None = None) -> None:
+        """Opens a folder of `dmcodec export`; `num_threads` None means one for each processor.
+
+        Raises FileNotFoundError for a missing file, ValueError for another format,
+        ModuleNotFoundError without onnxruntime.
+        """
+        try:
+            import onnxruntime
+        except ModuleNotFoundError as error:
+            raise ModuleNotFoundError(
+                "exported codecs need onnxruntime: pip install 'dmcodec[export]'"
+            ) from error
+        for name in (CONFIG_NAME, ENCODER_NAME, DECODER_NAME):
+            if not (folder / name).is_file():
+                raise FileNotFoundError(f"{folder} is no exported codec: {name} is missing")
+        config = json.loads((folder / CONFIG_NAME).read_text("utf-8"))
+        if config.get("format") != FORMAT:
+            raise ValueError(f"{folder} has format {config.get('format')!r}, not {FORMAT!r}")
+        self.sample_rate, self.hop_length = int(config["sample_rate"]), int(config["hop_length"])
+        self.num_codebooks = int(config["num_codebooks"])
+        self.codebook_size = int(config["codebook_size"])
+        self.model_id, self.model_hash = str(config["model_id"]), str(config["model_hash"])
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = num_threads or os.cpu_count() or 1
+        providers = ["CPUExecutionProvider"]
+        self._encoder, self._decoder = (
+            onnxruntime.InferenceSession(folder / name, options, providers=providers)
+            for name in (ENCODER_NAME, DECODER_NAME)
+        )
+
+    def encode(
+        self, waveform: NDArray[np.float32], *, num_codebooks: int | None = None
+    ) -> NDArray[np.int64]:
+        """Codes [K, L] of a waveform [T], or [B, K, L] of a batch [B, T] of equal lengths.
+
+        Raises ValueError for no samples, samples that are not finite, and books that are not there.
+        """
+        if waveform.ndim not in (1, 2) or waveform.size == 0:
+            raise ValueError(f"a waveform must be [T] or [B, T], got shape {waveform.shape}")
+        if not np.isfinite(waveform).all():
+            raise ValueError("the waveform holds NaN or infinite samples")
+        if num_codebooks is not None and not 1 <= num_codebooks <= self.num_codebooks:
+            raise ValueError(f"num_codebooks is {num_codebooks}; there are {self.num_codebooks}")
+        batch = np.atleast_2d(waveform.astype(np.float32))[:, None]  # [B, 1, T]
+        codes: NDArray[np.int64] = self._encoder.run(None, {"waveform": batch})[0]
+        codes = codes[:, :num_codebooks]
+        return codes[0] if waveform.ndim == 1 else codes
+
+    def decode(self, codes: NDArray[Any], num_samples: int | None = None) -> NDArray[np.float32]:
+        """The waveform [num_samples] of codes [K, L], or [B, num_samples] of [B, K, L].
+
+        K may be smaller than the codec's: the first books. `num_samples` None means all.
+        """
+        if codes.ndim not in (2, 3) or not 1 <= codes.shape[-2] <= self.num_codebooks:
+            raise ValueError(f"codes must be [K, L] or [B, K, L], got shape {codes.shape}")
+        if codes.size == 0 or codes.min() < 0 or codes.max() >= self.codebook_size:
+            raise ValueError(f"codes must lie in 0..{self.codebook_size - 1}")
+        batch = codes[None] if codes.ndim == 2 else codes  # [B, K, L]
+        # A book that is not used has code -1, which the exported network takes as nothing.
+        missing = self.num_codebooks - batch.shape[1]
+        batch = np.pad(batch.astype(np.int64), ((0, 0), (0, missing), (0, 0)), constant_values=-1)
+        waveform: NDArray[np.float32] = self._decoder.run(None, {"codes": batch})[0][:, 0]
+        waveform = waveform[:, :num_samples]
+        return waveform[0] if codes.ndim == 2 else waveform
+
+    def header(self, num_samples: int, num_codebooks: int) -> Header:
+        """The header of a .dmc file of this codec's codes."""
+        return Header(
+            sample_rate=self.sample_rate,
+            hop_length=self.hop_length,
+            num_codebooks=num_codebooks,
+            codebook_size=self.codebook_size,
+            num_samples=num_samples,
+            model_id=self.model_id,
+            model_hash=self.model_hash,
+        )

@@ -1,0 +1,63 @@
+"""Which files a command works on and where its results go, planned before the first is read."""
+
+import os
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from dmcodec.audio import find_audio_files
+
+
+def find_inputs(inputs: Sequence[Path], suffixes: Sequence[str] | None = None) -> list[Path]:
+    """Files as they are given, and those inside folders (sound files, or of the suffixes given).
+
+    Raises FileNotFoundError for a folder without any.
+    """
+    found: list[Path] = []
+    for path in inputs:
+        if not path.is_dir():
+            found.append(path)
+            continue
+        if suffixes is None:
+            inside = find_audio_files(path)
+        else:
+            inside = sorted(p for p in path.rglob("*") if p.suffix in suffixes and p.is_file())
+        if not inside:
+            raise FileNotFoundError(f"folder {path} holds no file to work on")
+        found += inside
+    return found
+
+
+def plan_outputs(
+    inputs: Sequence[Path], paths: Sequence[Path], folder: Path | None, suffix: str
+) -> list[Path]:
+    """Where each of `paths` goes: beside itself, or into `folder` with the layout of the inputs.
+
+    The suffix replaces the file's own; names that would meet (a.wav and a.flac) keep theirs too.
+    """
+    roots = [path for path in inputs if path.is_dir()]
+
+    def place(path: Path, name: str) -> Path:
+        if folder is None:
+            return path.with_name(name)
+        root = next((root for root in roots if root in path.parents), path.parent)
+        return folder / path.parent.relative_to(root) / name
+
+    short = [place(path, path.stem + suffix) for path in paths]
+    uses = Counter(short)
+    outputs = [
+        target if uses[target] == 1 else place(path, path.name + suffix)
+        for path, target in zip(paths, short, strict=True)
+    ]
+    clashes = [str(target) for target, count in Counter(outputs).items() if count > 1]
+    if clashes:
+        raise ValueError(f"several inputs would be written to {clashes[0]}: name their folders")
+    return outputs
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Writes a file that appears whole; its folder is made if missing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    temporary.write_bytes(data)
+    temporary.replace(path)

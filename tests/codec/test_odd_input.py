@@ -1,0 +1,50 @@
+"""What the codec answers to input that is no speech: an error, or finite codes and sound."""
+
+import numpy as np
+import pytest
+import torch
+
+from dmcodec.codec.model import Codec
+
+RATE = 16000
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("kind", [np.asarray, torch.as_tensor])
+def test_one_sample_that_is_not_finite_is_refused(codec: Codec, value: float, kind) -> None:
+    waveform = np.zeros(1000, np.float32)
+    waveform[700] = value
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        codec.encode(kind(waveform))
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        codec.encode([np.zeros(10, np.float32), kind(waveform)])
+
+
+ODD = {
+    "silence": np.zeros(5000, np.float32),
+    "DC": np.full(5000, 0.9, np.float32),
+    "clipped": np.sign(np.sin(np.arange(5000) / 20)).astype(np.float32),
+    "beyond full scale": (30 * np.sin(np.arange(5000) / 20)).astype(np.float32),
+    "smallest numbers": np.full(5000, 1e-40, np.float32),
+    "one click": np.eye(1, 5000, 2500, dtype=np.float32)[0],
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_odd_sound_gets_finite_codes_and_sound_that_do_not_depend_on_the_batch(
+    codec: Codec, name: str
+) -> None:
+    waveform = ODD[name]
+    encoded = codec.encode([waveform, waveform[:333]])
+    decoded = codec.decode(encoded)
+
+    assert torch.equal(encoded.item(0), codec.encode(waveform).item(0))
+    assert torch.equal(encoded.item(1), codec.encode(waveform[:333]).item(0))
+    assert bool(torch.isfinite(decoded).all())
+    # The codec removes no offset and clips nothing: what comes in is what is encoded.
+    assert torch.equal(codec.encode(waveform.copy()).codes, codec.encode(waveform).codes)
+
+
+def test_silence_is_the_same_in_every_frame_away_from_the_borders(codec: Codec) -> None:
+    codes = codec.encode(np.zeros(60 * 320, np.float32)).codes[0]
+    assert torch.equal(codes[:, 25], codes[:, 35])

@@ -1,0 +1,141 @@
+"""Exported codecs: the codes and waveforms of torch at any length, and no torch to run them."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from dmcodec import cli
+from dmcodec.audio import read_audio, write_audio
+from dmcodec.codec.model import Codec, CodecConfig
+from dmcodec.codec.quantizer import QuantizerConfig
+from dmcodec.codec.seanet import SEANetConfig
+
+pytest.importorskip("onnx")
+pytest.importorskip("onnxruntime")
+
+from dmcodec.export import export_onnx, measure_export
+from dmcodec.onnx_codec import OnnxCodec
+
+
+def make_codec(**seanet: object) -> Codec:
+    with torch.random.fork_rng():
+        torch.default_generator.manual_seed(9)
+        codec = Codec(
+            CodecConfig(
+                seanet=SEANetConfig(num_filters=4, latent_dim=8, **seanet),
+                quantizer=QuantizerConfig(codebook_size=32, num_codebooks=3),
+            )
+        )
+        if "activation" not in seanet:  # so that tolerances mean something; Snake is loud enough
+            codec.decoder.conv_out.conv.weight.data *= 10
+    codec.model_id = "export-test"
+    return codec.eval()
+
+
+CODECS = {
+    "paper": make_codec(),
+    "causal snake": make_codec(is_causal=True, is_encoder_bidirectional=False, activation="snake"),
+}
+
+
+@pytest.fixture(scope="module", params=CODECS)
+def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple:
+    """A codec, its export, and the export's folder."""
+    folder = tmp_path_factory.mktemp("export")
+    codec = CODECS[request.param]
+    export_onnx(codec, folder)
+    return codec, OnnxCodec(folder, num_threads=1), folder
+
+
+def test_any_length_and_batch_equal_torch(pair: tuple) -> None:
+    codec, exported, _ = pair
+    rng = np.random.default_rng(1)
+    for batch_size, num_samples in ((1, 1), (1, 319), (2, 321), (3, 1600), (1, 7777), (2, 16000)):
+        waveforms = (0.1 * rng.standard_normal((batch_size, num_samples))).astype(np.float32)
+        encoded = codec.encode(waveforms)
+
+        codes = exported.encode(waveforms)
+        np.testing.assert_array_equal(codes, encoded.codes.numpy())
+        np.testing.assert_array_equal(exported.encode(waveforms[0]), codes[0])
+        np.testing.assert_allclose(
+            exported.decode(codes, num_samples), codec.decode(encoded).numpy(), atol=5e-6, rtol=1e-4
+        )
+        np.testing.assert_allclose(
+            exported.decode(codes[0, :2], num_samples),
+            codec.decode(encoded, num_codebooks=2)[0].numpy(),
+            atol=5e-6,
+            rtol=1e-4,
+        )
+
+
+def test_bad_input_is_refused(pair: tuple, tmp_path: Path) -> None:
+    _, exported, folder = pair
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        exported.encode(np.array([0.0, np.inf], np.float32))
+    with pytest.raises(ValueError, match=r"must be \[T\] or \[B, T\]"):
+        exported.encode(np.zeros(0, np.float32))
+    with pytest.raises(ValueError, match=r"0\.\.31"):
+        exported.decode(np.full((3, 4), 32))
+    with pytest.raises(FileNotFoundError, match=r"codec\.json is missing"):
+        OnnxCodec(tmp_path)
+    (tmp_path / "codec.json").write_text('{"format": "other"}')
+    for name in ("encoder.onnx", "decoder.onnx"):
+        (tmp_path / name).write_bytes((folder / name).read_bytes())
+    with pytest.raises(ValueError, match="format 'other'"):
+        OnnxCodec(tmp_path)
+
+
+_WITHOUT_TORCH = """
+import sys
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("torch", "torchaudio"):
+            raise ImportError(f"{name} is not here")
+sys.meta_path.insert(0, Refuse())
+sys.argv = ["dmcodec", *sys.argv[1:]]
+from dmcodec.cli import main
+main()
+"""
+
+
+def test_the_command_line_encodes_and_decodes_without_torch(pair: tuple, tmp_path: Path) -> None:
+    codec, _, folder = pair
+    waveform = (0.1 * np.random.default_rng(2).standard_normal(5000)).astype(np.float32)
+    write_audio(tmp_path / "a.wav", waveform)
+
+    def run(*arguments: object) -> None:
+        command = [sys.executable, "-c", _WITHOUT_TORCH, *map(str, arguments)]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+
+    run("encode", tmp_path / "a.wav", "-o", tmp_path, "--backend", "onnx", "--model", folder)
+    run("decode", tmp_path / "a.dmc", "-o", tmp_path / "b", "--backend", "onnx", "--model", folder)
+
+    codec.save_pretrained(tmp_path / "export-test")
+    with_torch = ["--model", str(tmp_path / "export-test")]
+    result = CliRunner().invoke(
+        cli.app, ["encode", str(tmp_path / "a.wav"), "-o", str(tmp_path / "t"), *with_torch]
+    )
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "t" / "a.dmc").read_bytes() == (tmp_path / "a.dmc").read_bytes()
+    encoded = codec.encode(tmp_path / "a.wav")
+    expected = codec.decode(encoded)[0].numpy().clip(-1, 1)
+    np.testing.assert_allclose(
+        read_audio(tmp_path / "b" / "a.wav"), expected, atol=1 / 32768, rtol=1e-4
+    )
+
+
+def test_int8_keeps_most_codes_and_the_report_says_how_many(tmp_path: Path) -> None:
+    codec = CODECS["paper"]
+    export_onnx(codec, tmp_path, use_int8=True)
+
+    lines = list(measure_export(codec, tmp_path, [], [0.1]))
+
+    share = float(lines[0].split("(")[1].removesuffix("%)"))
+    assert 50 < share < 100
+    assert "ratio" in lines[2]
