@@ -81,7 +81,7 @@ class _Clock:
         speed = duration_s / self.busy_s if self.busy_s else 0.0
         return (
             f"{duration_s:.2f} s in {self.num_packets} packets; the first took "
-            f"{self.first_ms:.1f} ms from its last input to its output, all {speed:.0f}x real time"
+            f"{self.first_ms:.1f} ms from its last input to its output, all {speed:.1f}x real time"
         )
 
 
