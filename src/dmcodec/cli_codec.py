@@ -8,10 +8,11 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, BinaryIO, cast
 
-import numpy as np
 import typer
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from dmcodec.codec.model import Codec
 
 StreamModel = Annotated[
@@ -137,6 +138,7 @@ def encode_stream(
 
 def decode_stream(codec: "Codec", source: BinaryIO, sink: BinaryIO, *, is_wav: bool) -> str:
     """Packets to sound until they end; gives a sentence about times."""
+    import numpy as np
     import torch
 
     from dmcodec.codec.streaming import StreamDecoder, StreamState
@@ -166,8 +168,10 @@ def decode_stream(codec: "Codec", source: BinaryIO, sink: BinaryIO, *, is_wav: b
     return clock.describe(config.sample_rate)
 
 
-def _read_sound(source: BinaryIO, sample_rate: int, size: int) -> Iterator[np.ndarray]:
+def _read_sound(source: BinaryIO, sample_rate: int, size: int) -> "Iterator[np.ndarray]":
     """Float32 chunks [size] of 16-bit sound; the last, always there, is shorter, perhaps empty."""
+    import numpy as np
+
     head = source.read(4)
     read = _read_wav(source, head, sample_rate) if head == b"RIFF" else None
     rest = b"" if read is not None else head
