@@ -82,7 +82,7 @@ class _Clock:
         speed = duration_s / self.busy_s if self.busy_s else 0.0
         return (
             f"{duration_s:.2f} s in {self.num_packets} packets; the first took "
-            f"{self.first_ms:.1f} ms from its last input to its output, all {speed:.0f}x real time"
+            f"{self.first_ms:.1f} ms from its last input to its output, all {speed:.1f}x real time"
         )
 
 
@@ -168,7 +168,7 @@ def decode_stream(codec: "Codec", source: BinaryIO, sink: BinaryIO, *, is_wav: b
     return clock.describe(config.sample_rate)
 
 
-def _read_sound(source: BinaryIO, sample_rate: int, size: int) -> Iterator["np.ndarray"]:
+def _read_sound(source: BinaryIO, sample_rate: int, size: int) -> "Iterator[np.ndarray]":
     """Float32 chunks [size] of 16-bit sound; the last, always there, is shorter, perhaps empty."""
     import numpy as np
 
