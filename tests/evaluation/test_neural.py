@@ -38,8 +38,10 @@ def test_a_range_may_leave_the_first_books_out(codec_folder: Path, speech: np.nd
     codec = Codec.from_pretrained(codec_folder)
     encoded = codec.encode(speech[:8_000]).select_codebooks(1, 4)
 
-    result = open_text(f"x=dmcodec:{codec_folder}@2:4").reconstruct(speech[:8_000], 16_000, "clip")
+    system = open_text(f"x=dmcodec:{codec_folder}@2:4")
+    result = system.reconstruct(speech[:8_000], 16_000, "clip")
 
+    assert (system.facts.first_codebook, system.facts.num_codebooks) == (2, 3)
     np.testing.assert_array_equal(result.waveform, codec.decode(encoded)[0].numpy())
 
 

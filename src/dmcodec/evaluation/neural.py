@@ -59,6 +59,7 @@ class OurCodec:
             sample_rate=config.sample_rate,
             frame_rate=config.frame_rate,
             num_codebooks=books,
+            first_codebook=self._first + 1,
             codebook_size=config.quantizer.codebook_size,
             num_parameters=num_parameters + codec.quantizer.codebooks.numel(),
             delay_samples=spec.delay_samples or 0,
