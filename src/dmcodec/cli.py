@@ -555,7 +555,7 @@ def _show_evaluation(summary: "Summary", *, as_markdown: bool) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from dmcodec.evaluation.tables import short_table, to_short_markdown
+    from dmcodec.evaluation.tables import missing_notes, short_table, to_short_markdown
 
     if as_markdown:
         typer.echo(to_short_markdown(summary), nl=False)
@@ -568,7 +568,13 @@ def _show_evaluation(summary: "Summary", *, as_markdown: bool) -> None:
         table.add_column(heading, justify="right")
     for row in rows:
         table.add_row(*row)
-    Console().print(table)
+    console = Console()
+    console.print(table)
+    for key in ("recognizer", "machine", "versions"):
+        if key in summary.about:
+            console.print(f"{key}: {summary.about[key]}", highlight=False)
+    for note in missing_notes(summary):
+        console.print(note, highlight=False)
 
 
 def _find_speech(inputs: Sequence[Path]) -> list[Path]:

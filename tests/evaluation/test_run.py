@@ -325,6 +325,7 @@ def test_command_evaluates_and_reports_in_one_table(
 
     assert result.exit_code == 0, result.output
     assert "tiny" in result.output
+    assert "machine: " in result.output
     assert (tmp_path / "report.html").is_file()
     assert (tmp_path / "table.csv").is_file()
 
@@ -343,12 +344,15 @@ def test_markdown_on_screen_is_the_short_table_alone(
     result, wrong = (CliRunner().invoke(app, [*run, name]) for name in ("markdown", "html"))
 
     stoi = json.loads((tmp_path / "summary.json").read_text())["systems"][1]["figures"]["stoi"]
-    assert result.stdout.splitlines() == [
+    table, caption = result.stdout.split("\n\n")
+    assert table.splitlines() == [
         "| system | kbps | STOI ↑ |",
         "| --- | ---: | ---: |",
         "| original | 256.00 | 1.000 |",
         f"| tiny | 0.30 | {stoi['estimate']['value']:.3f} |",
     ]
+    assert caption.startswith("3 clips of 2 speakers, from clips.jsonl, hash ")
+    assert "pystoi 0." in caption
     assert "neither table nor markdown" in str(wrong.exception)
 
 

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import textwrap
 from collections.abc import Sequence
 
 from dmcodec.evaluation.measures import MEASURES, Measure
@@ -55,7 +56,15 @@ def to_markdown(summary: Summary) -> str:
 
 def to_short_markdown(summary: Summary) -> str:
     """The main measures of every system as one table, for a README; intervals left out."""
-    return _table(*short_table(summary)) + "\n"
+    return f"{_table(*short_table(summary))}\n\n{textwrap.fill(caption(summary), 116)}\n"
+
+
+def caption(summary: Summary) -> str:
+    """What must stand beside a table that leaves the notes out."""
+    about = summary.about
+    parts = [f"{about['clips']}, hash {about['hash of clips']}"]
+    parts += [about[key] for key in ("recognizer", "machine", "versions") if key in about]
+    return "; ".join(parts) + "."
 
 
 def short_table(summary: Summary) -> tuple[list[str], list[list[str]]]:
