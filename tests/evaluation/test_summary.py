@@ -171,7 +171,7 @@ def test_markdown_shows_intervals_counts_and_reasons(summary: Summary) -> None:
     assert "| one | 4.00 | 0.850 [0.800, 0.900] |" in text
     assert "| two/b | 4.00 | 0.700 [0.700, 0.700] (n=1) |" in text
     assert "- STOI missing for 1 clips of two|b: STOI: too short" in text
-    assert "| two/b | -0.100 [-0.100, -0.100], p=<0.001, ε=1.00 |" in text
+    assert "| two/b | -0.100 [-0.100, -0.100], p<0.001, ε=1.00 |" in text
     assert "- hash of clips: abc" in text
 
 

@@ -157,10 +157,10 @@ def show_figure(figure: Figure | None, measure: Measure, num_clips: int) -> str:
 def show_difference(difference: Difference, measure: Measure) -> str:
     """`+value [low, high]`, p and the stochastic order."""
     sign = "+" if difference.value >= 0 else ""
-    p_value = "<0.001" if difference.p_value < 0.001 else f"{difference.p_value:.3f}"
+    p_value = "p<0.001" if difference.p_value < 0.001 else f"p={difference.p_value:.3f}"
     return (
         f"{sign}{measure.show(difference.value)} "
-        f"[{measure.show(difference.low)}, {measure.show(difference.high)}], p={p_value}, "
+        f"[{measure.show(difference.low)}, {measure.show(difference.high)}], {p_value}, "
         f"ε={difference.aso:.2f}"
     )
 
