@@ -430,6 +430,9 @@ def evaluate(
     export: Annotated[
         str | None, typer.Option(metavar="versa", help="Also write the input lists of VERSA.")
     ] = None,
+    output_format: Annotated[
+        str, typer.Option("--format", help="Of the table on screen: table or markdown.")
+    ] = "table",
     assignments: Annotated[
         list[str] | None,
         typer.Option(
@@ -447,6 +450,8 @@ def evaluate(
     from dmcodec.evaluation.about import EvaluationConfig
     from dmcodec.evaluation.run import evaluate as evaluate_systems
 
+    if output_format not in ("table", "markdown"):
+        raise CommandError(f"--format {output_format!r} is neither table nor markdown")
     table = {
         "manifests": manifests,
         "systems": systems,
@@ -464,8 +469,9 @@ def evaluate(
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     with _stage_progress() as progress:
         evaluation = evaluate_systems(config, output, progress)
-    _show_evaluation(evaluation.summary)
-    typer.echo(f"report: {output / 'report.html'}; tables: table.md, table.csv; rows: rows.jsonl")
+    _show_evaluation(evaluation.summary, as_markdown=output_format == "markdown")
+    written = f"report: {output / 'report.html'}; tables: table.md, table.csv; rows: rows.jsonl"
+    typer.echo(written, err=True)
     if evaluation.failed_share > config.max_failed_share:
         raise CommandError(
             f"{evaluation.failed_share:.1%} of the reconstructions failed, more than the "
@@ -584,10 +590,11 @@ def _progress(title: str, total: int) -> Iterator[Callable[[int], None]]:
 @contextmanager
 def _stage_progress() -> Iterator[Callable[[str, int, int], None]]:
     """A progress bar for each stage of a job, as a function of (stage, done, total)."""
+    from rich.console import Console
     from rich.progress import Progress, TaskID
 
     tasks: dict[str, TaskID] = {}
-    with Progress() as progress:
+    with Progress(console=Console(stderr=True)) as progress:
 
         def show(stage: str, done: int, total: int) -> None:
             if stage not in tasks:
@@ -597,25 +604,32 @@ def _stage_progress() -> Iterator[Callable[[str, int, int], None]]:
         yield show
 
 
-def _show_evaluation(summary: "Summary") -> None:
+def _show_evaluation(summary: "Summary", *, as_markdown: bool) -> None:
     """The main measures of every system, without intervals: those are in the files."""
+    from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
 
-    from dmcodec.evaluation.tables import MAIN_MEASURES
+    from dmcodec.evaluation.tables import missing_notes, short_table, to_short_markdown
 
-    shown = [m for m in summary.shown_measures() if m.name in MAIN_MEASURES]
-    table = Table(title=f"{summary.about['clips']}, hash {summary.about['hash of clips']}")
-    table.add_column("system")
-    for heading in ("kbps", *(measure.heading for measure in shown)):
+    if as_markdown:
+        typer.echo(to_short_markdown(summary), nl=False)
+        return
+    headings, rows = short_table(summary)
+    title = f"{summary.about['clips']}, hash {summary.about['hash of clips']}"
+    table = Table(title=title, box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column(headings[0], no_wrap=True)
+    for heading in headings[1:]:
         table.add_column(heading, justify="right")
-    for system in summary.systems:
-        cells = ["-" if system.kbps is None else f"{system.kbps:.2f}"]
-        for measure in shown:
-            estimate = system.estimate(measure.name)
-            cells.append("-" if estimate is None else measure.show(estimate.value))
-        table.add_row(system.name, *cells)
-    Console().print(table)
+    for row in rows:
+        table.add_row(*row)
+    console = Console()
+    console.print(table)
+    for key in ("recognizer", "machine", "versions"):
+        if key in summary.about:
+            console.print(f"{key}: {summary.about[key]}", highlight=False)
+    for note in missing_notes(summary):
+        console.print(note, highlight=False)
 
 
 def _find_speech(inputs: Sequence[Path]) -> list[Path]:

@@ -38,8 +38,10 @@ def test_a_range_may_leave_the_first_books_out(codec_folder: Path, speech: np.nd
     codec = Codec.from_pretrained(codec_folder)
     encoded = codec.encode(speech[:8_000]).select_codebooks(1, 4)
 
-    result = open_text(f"x=dmcodec:{codec_folder}@2:4").reconstruct(speech[:8_000], 16_000, "clip")
+    system = open_text(f"x=dmcodec:{codec_folder}@2:4")
+    result = system.reconstruct(speech[:8_000], 16_000, "clip")
 
+    assert (system.facts.first_codebook, system.facts.num_codebooks) == (2, 3)
     np.testing.assert_array_equal(result.waveform, codec.decode(encoded)[0].numpy())
 
 
@@ -58,6 +60,19 @@ def test_identity_changes_with_weights_and_books(codec_folder: Path, tmp_path: P
 def test_too_many_books_are_refused(codec_folder: Path) -> None:
     with pytest.raises(ValueError, match="the codec has 4"):
         open_text(f"x=dmcodec:{codec_folder}@1:8")
+
+
+def test_published_checkpoint_is_read_from_its_two_files_and_has_books(
+    codec_folder: Path, speech: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Reading official files is tested in the codec's room."""
+    codec = Codec.from_pretrained(codec_folder)
+    files = {(Path("c.json"), Path("w.pt")): codec}
+    monkeypatch.setattr("dmcodec.codec.published.load_published", lambda *paths: files[paths])
+
+    result = open_text("x=published:c.json,w.pt@1:3").reconstruct(speech[:8_000], 16_000, "clip")
+
+    np.testing.assert_array_equal(result.codes, codec.encode(speech[:8_000]).codes[0, :3])
 
 
 def test_published_checkpoints_need_two_files() -> None:
@@ -184,7 +199,10 @@ def test_encodec_with_all_books_is_the_model_called_directly(
     torch.testing.assert_close(torch.from_numpy(result.waveform), expected.audio_values[0, 0])
 
 
-def save_xcodec2(transformers: Any, folder: Path) -> None:
+def save_with_features(transformers: Any, family: str, folder: Path) -> None:
+    """A small X-Codec-2 or NeuCodec, which differ in names and in the rate that comes out."""
+    if not hasattr(transformers, f"{family}Model"):
+        pytest.skip(f"this version of transformers has no {family}")
     speech_model = transformers.Wav2Vec2BertConfig(
         hidden_size=16,
         num_hidden_layers=1,
@@ -192,7 +210,7 @@ def save_xcodec2(transformers: Any, folder: Path) -> None:
         intermediate_size=32,
         conv_depthwise_kernel_size=3,
     )
-    config = transformers.Xcodec2Config(
+    config = getattr(transformers, f"{family}Config")(
         hidden_size=32,
         intermediate_size=32,
         num_hidden_layers=1,
@@ -203,17 +221,16 @@ def save_xcodec2(transformers: Any, folder: Path) -> None:
         semantic_model_config=speech_model,
         quantization_dim=48,  # of both encoders together
     )
-    transformers.Xcodec2Model(config).eval().save_pretrained(folder)
+    getattr(transformers, f"{family}Model")(config).eval().save_pretrained(folder)
 
 
-def test_xcodec2_runs_with_the_features_of_its_extractor(
-    tmp_path: Path, speech: np.ndarray, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("family", "rate"), [("Xcodec2", 16_000), ("NeuCodec", 24_000)])
+def test_codecs_with_an_extractor_run_with_its_features(
+    family: str, rate: int, tmp_path: Path, speech: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its real extractor needs torchaudio, so features of the right shape stand in."""
+    """The real extractors need torchaudio, so features of the right shape stand in."""
     transformers = pytest.importorskip("transformers", reason="pip install 'dmcodec[eval]'")
-    if not hasattr(transformers, "Xcodec2Model"):
-        pytest.skip("this version of transformers has no X-Codec-2")
-    save_xcodec2(transformers, tmp_path)
+    save_with_features(transformers, family, tmp_path)
 
     def extract(audio: np.ndarray, sampling_rate: int, return_tensors: str) -> Any:
         features = torch.zeros(1, len(audio) // 320, 160)
@@ -224,24 +241,24 @@ def test_xcodec2_runs_with_the_features_of_its_extractor(
     monkeypatch.setattr(transformers, "AutoFeatureExtractor", stub)
     monkeypatch.setitem(sys.modules, "torchaudio", ModuleType("torchaudio"))
 
-    result = open_text(f"x=transformers:{tmp_path}").reconstruct(speech[:16_000], 16_000, "clip")
+    system = open_text(f"x=transformers:{tmp_path}")
+    result = system.reconstruct(speech[:16_000], 16_000, "clip")
 
+    assert system.facts.frame_rate == 50.0
     assert result.codes is not None
     assert result.codes.shape == (1, 50)
     assert result.num_bits == 50 * 16  # 4 ** 8 entries
-    assert len(result.waveform) == 16_000
+    assert (result.sample_rate, len(result.waveform)) == (rate, rate)
 
 
-def test_xcodec2_without_torchaudio_is_explained(
+def test_extractor_without_torchaudio_is_explained(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     transformers = pytest.importorskip("transformers", reason="pip install 'dmcodec[eval]'")
-    if not hasattr(transformers, "Xcodec2Model"):
-        pytest.skip("this version of transformers has no X-Codec-2")
-    save_xcodec2(transformers, tmp_path)
+    save_with_features(transformers, "Xcodec2", tmp_path)
     monkeypatch.setitem(sys.modules, "torchaudio", None)
 
-    with pytest.raises(MissingPackage, match="X-Codec-2 needs the package torchaudio"):
+    with pytest.raises(MissingPackage, match="extractor of xcodec2 needs the package torchaudio"):
         open_text(f"x=transformers:{tmp_path}")
 
 

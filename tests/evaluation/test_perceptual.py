@@ -53,6 +53,20 @@ def test_visqol_speech_mode_is_that_of_the_package_with_its_lattice(
     assert perceptual.visqol(speech[:24_000], noisy[:24_000], 16_000, "speech") == expected
 
 
+def test_visqol_audio_mode_is_that_of_the_package_at_48_khz(
+    speech: np.ndarray, noisy: np.ndarray
+) -> None:
+    visqol = pytest.importorskip("visqol", reason="pip install 'dmcodec[eval]'")
+    api = visqol.VisqolApi()
+    api.create(mode="audio")
+    clips = speech[:24_000], noisy[:24_000]
+    pair = [resample(waveform, 16_000, 48_000).astype(np.float64) for waveform in clips]
+
+    expected = api.measure_from_arrays(*pair, 48_000).moslqo
+
+    assert perceptual.visqol(*clips, 16_000, "audio") == expected
+
+
 def test_visqol_of_silence_has_no_value(speech: np.ndarray) -> None:
     with pytest.raises(Unmeasurable, match="silent"):
         perceptual.visqol(speech, np.zeros_like(speech), 16_000, "speech")

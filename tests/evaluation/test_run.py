@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from dmcodec.evaluation.charts import Point, bitrate_chart
 from dmcodec.evaluation.measures import MEASURES
 from dmcodec.evaluation.run import Evaluation, evaluate
 from dmcodec.evaluation.scoring import ScoringConfig, why_not
+from dmcodec.evaluation.storage import CachedScores
 
 MEASURED = ("stoi", "pesq", "signal", "codes", "utmos")
 missing = [r for name in MEASURED[:2] if (r := why_not(name, ScoringConfig())) is not None]
@@ -119,6 +121,44 @@ def test_second_run_computes_nothing(
     again = evaluate(configure(manifest, codec_folder), output)
 
     assert again.rows == evaluation.rows
+
+
+def test_limit_of_time_leaves_slow_measures_on_the_same_clips_of_all_systems(
+    finished: tuple[Evaluation, Path],
+    tmp_path: Path,
+    manifest: Path,
+    codec_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pytest.importorskip("pocketsphinx", reason="pip install 'dmcodec[eval]'")
+    shutil.copytree(finished[1], tmp_path, dirs_exist_ok=True)
+    config = configure(manifest, codec_folder, measures=("words", "stoi"), max_minutes=1e-9)
+    transcribed: list[str] = []
+
+    def transcribe(name: str, key: str, original: object, estimate: np.ndarray) -> CachedScores:
+        transcribed.append(name)
+        return CachedScores(key=key, values={}, missing={}, text="some words of it")
+
+    monkeypatch.setattr("dmcodec.evaluation.scoring.score_group", transcribe)
+
+    late = evaluate(config, tmp_path)
+    done = evaluate(config.model_copy(update={"max_minutes": 5.0}), tmp_path)
+
+    assert all("stoi" in row.scores for row in late.rows)
+    assert {row.missing["wer_own"] for row in late.rows} == {
+        "not computed for every system within max_minutes"
+    }
+    assert all(row.scores["wer_own"] == 0 for row in done.rows)
+    assert transcribed == ["words"] * 6  # the copy has the sounds of the original
+
+    (cache,) = (tmp_path / "cache").glob("*.jsonl")
+    cache.write_text("".join(cache.read_text().splitlines(keepends=True)[:-1]))
+    cut = evaluate(config, tmp_path)
+
+    lacking = {(row.system, row.id) for row in cut.rows if "wer_own" in row.missing}
+    clips = {clip for _, clip in lacking}
+    assert len(clips) == 1
+    assert {system for system, _ in lacking} == {"original", "tiny", "copy"}
 
 
 _KILLED = """
@@ -285,8 +325,35 @@ def test_command_evaluates_and_reports_in_one_table(
 
     assert result.exit_code == 0, result.output
     assert "tiny" in result.output
+    assert "machine: " in result.output
     assert (tmp_path / "report.html").is_file()
     assert (tmp_path / "table.csv").is_file()
+
+
+def test_markdown_on_screen_is_the_short_table_alone(
+    tmp_path: Path, manifest: Path, codec_folder: Path
+) -> None:
+    from typer.testing import CliRunner
+
+    from dmcodec.cli import app
+
+    words = ["evaluate", manifest, "--system", f"tiny=dmcodec:{codec_folder}@1", "-o", tmp_path]
+    words += ["--measures", "stoi", "--processes", "0", "--set", "num_resamples=100"]
+    run = [*map(str, words), "--format"]
+
+    result, wrong = (CliRunner().invoke(app, [*run, name]) for name in ("markdown", "html"))
+
+    stoi = json.loads((tmp_path / "summary.json").read_text())["systems"][1]["figures"]["stoi"]
+    table, caption = result.stdout.split("\n\n")
+    assert table.splitlines() == [
+        "| system | kbps | STOI ↑ |",
+        "| --- | ---: | ---: |",
+        "| original | 256.00 | 1.000 |",
+        f"| tiny | 0.30 | {stoi['estimate']['value']:.3f} |",
+    ]
+    assert caption.startswith("3 clips of 2 speakers, from clips.jsonl, hash ")
+    assert "pystoi 0." in caption
+    assert "neither table nor markdown" in str(wrong.exception)
 
 
 def test_command_fails_when_too_many_clips_fail(

@@ -3,13 +3,17 @@
 import csv
 import io
 
+import numpy as np
 import pytest
 
+from dmcodec.evaluation.codes import book_statistics
 from dmcodec.evaluation.measures import MEASURES
 from dmcodec.evaluation.rows import Row, WordContext, components, make_row
 from dmcodec.evaluation.statistics import Bootstrap
 from dmcodec.evaluation.storage import CachedScores, SoundRecord
 from dmcodec.evaluation.summary import (
+    CodesSummary,
+    Figure,
     Summary,
     SystemSummary,
     measured_kbps,
@@ -18,7 +22,7 @@ from dmcodec.evaluation.summary import (
     summarize_figures,
 )
 from dmcodec.evaluation.systems import SystemFacts
-from dmcodec.evaluation.tables import to_csv, to_markdown
+from dmcodec.evaluation.tables import books_table, missing_notes, to_csv, to_markdown
 from dmcodec.manifest import Utterance
 
 SOUND = SoundRecord(key="k", sound_hash="h", num_samples=16_000, num_bits=4_000, encode_s=0.5,
@@ -166,9 +170,50 @@ def test_markdown_shows_intervals_counts_and_reasons(summary: Summary) -> None:
 
     assert "| one | 4.00 | 0.850 [0.800, 0.900] |" in text
     assert "| two/b | 4.00 | 0.700 [0.700, 0.700] (n=1) |" in text
-    assert "- two|b: STOI missing for 1 clips: STOI: too short" in text
-    assert "| two/b | -0.100 [-0.100, -0.100], p=<0.001, ε=1.00 |" in text
+    assert "- STOI missing for 1 clips of two|b: STOI: too short" in text
+    assert "| two/b | -0.100 [-0.100, -0.100], p<0.001, ε=1.00 |" in text
     assert "- hash of clips: abc" in text
+
+
+def test_what_several_systems_lack_alike_is_said_once(summary: Summary) -> None:
+    lacking = {
+        name: Figure(estimate=None, missing={"too short": 2}) for name in ("pesq", "pesq_nb")
+    }
+    whole = summary.systems[0].figures
+    three = [
+        summary.systems[0].model_copy(update={"name": name, "figures": {**whole, **lacking}})
+        for name in ("a", "b")
+    ]
+    three.append(
+        summary.systems[0].model_copy(
+            update={"name": "c", "num_silent": 1, "figures": {**whole, "pesq": whole["stoi"]}}
+        )
+    )
+    # With a value somewhere, a measure is not among those that could not be computed at all.
+    with_value = three[2].figures | {"pesq_nb": whole["stoi"]}
+    three[2] = three[2].model_copy(update={"figures": with_value})
+    full = summary.model_copy(update={"systems": tuple(three)})
+
+    assert missing_notes(full) == [
+        "1 reconstructions of c are silent: the low end of the scales",
+        "PESQ-WB, PESQ-NB missing for 2 clips of a, b: too short",
+    ]
+
+
+def test_books_of_a_codec_in_several_rows_are_listed_once(summary: Summary) -> None:
+    codes = [np.array([[0, 1, 2, 3], [0, 0, 1, 1]])] * 2
+    books = book_statistics(codes, 4)
+    system = summary.systems[0]
+
+    def with_books(first: int, last: int) -> SystemSummary:
+        facts = system.facts.model_copy(update={"num_codebooks": 2, "first_codebook": first})
+        held = CodesSummary(books=tuple(books[first - 1 : last]), phones=())
+        return system.model_copy(update={"facts": facts, "codes": held})
+
+    listed = [with_books(1, 2), with_books(1, 1), with_books(2, 2)]
+    _, lines = books_table(summary.model_copy(update={"systems": tuple(listed)}))
+
+    assert [line[:4] for line in lines] == [["f", "1", "100.0", "4"], ["f", "2", "50.0", "2"]]
 
 
 def test_csv_has_a_line_for_each_system_and_measure(summary: Summary) -> None:

@@ -41,10 +41,11 @@ class EvaluationConfig(Record):
 
     `systems` are `NAME=KIND:ARG` (see `systems.parse_system`); `kbps` and `delay_samples` say by
     name what a folder or command does not. `measures` are groups (see `scoring.GROUPS`).
-    `num_processes` 0 does everything in this process. `reference` is the system that differences
-    are taken against, the first one by default. `max_failed_share` of the reconstructions may fail
-    before the whole counts as failed. `played` are the clips with players in the report; drawn
-    when empty.
+    `num_processes` 0 does everything in this process. `max_minutes` ends scoring, which does slow
+    measures last: what some system then lacks is missing for all, and the same command goes on.
+    `reference` is the system that differences are taken against, the first one by default.
+    `max_failed_share` of the reconstructions may fail before the whole counts as failed. `played`
+    are the clips with players in the report; drawn when empty.
     """
 
     manifests: tuple[Path, ...] = Field(min_length=1)
@@ -62,6 +63,7 @@ class EvaluationConfig(Record):
     resample: Literal["clip", "speaker"] = "clip"
     seed: int = Field(0, ge=0)
     num_processes: int = Field(1, ge=0)
+    max_minutes: float | None = Field(None, gt=0)
     export: Literal["versa"] | None = None
     played: tuple[str, ...] = ()
     max_report_bytes: int = Field(5_000_000, ge=100_000)
@@ -76,6 +78,7 @@ def describe(
 ) -> dict[str, str]:
     """What must stand beside every table."""
     speakers = {u.speaker for u in utterances if u.speaker}
+    left_out = [group for group in GROUPS if group not in config.measures]
     draw = config.protocol + (f", {config.num_clips} drawn" if config.num_clips else "")
     about = {
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
@@ -83,6 +86,8 @@ def describe(
         + ", ".join(path.name for path in config.manifests),
         "protocol": draw,
         "hash of clips": clips_hash,
+        "measures": ", ".join(config.measures)
+        + (f"; left out: {', '.join(left_out)}" if left_out else ""),
         "recognizer": recognizer_identity(config.scoring.recognizer)
         + f"; text normalizer: {config.normalizer}",
         "speaker model": speaker_model_identity(config.scoring.speaker_model),
@@ -97,8 +102,9 @@ def describe(
     }
     if lost:
         about["left out"] = f"{len(lost)} originals that could not be read"
-    if "words" not in config.measures:
-        del about["recognizer"]
+    for group, key in (("words", "recognizer"), ("speaker", "speaker model")):
+        if group not in config.measures:
+            del about[key]
     return about
 
 

@@ -17,6 +17,9 @@ Normalizer = Literal["basic", "whisper"]
 
 _RECOGNIZER_RATE = 16_000
 _WHISPER_MAX_SAMPLES = 30 * _RECOGNIZER_RATE
+# Bounds of PocketSphinx's search, per frame. Its own (30000, all) take 1.6 times as long, most on
+# the worst speech, and gain 2 of 55 % WER (12 clips of LibriSpeech test-other and dev).
+_MAX_HMMS, _MAX_WORDS = 3000, 20
 _NOT_WORD = re.compile(r"[^\w' ]+")
 _LONE_APOSTROPHE = re.compile(r"(?<!\w)'|'(?!\w)")
 
@@ -39,7 +42,9 @@ def load_recognizer(name: str, device: str = "cpu") -> Recognizer:
 def recognizer_identity(name: str) -> str:
     """Program, model and versions of a recognizer, without loading it."""
     if name == "pocketsphinx":
-        return f"pocketsphinx {package_versions(('pocketsphinx',)).get(name, '')}, en-us model"
+        version = package_versions(("pocketsphinx",)).get(name, "")
+        search = f"at most {_MAX_HMMS} HMMs and {_MAX_WORDS} words a frame"
+        return f"pocketsphinx {version}, en-us model, {search}"
     return f"{model_identity(name)}, greedy"
 
 
@@ -52,7 +57,9 @@ class PocketSphinx:
 
     def __init__(self) -> None:
         package = import_package("pocketsphinx", "the recognizer pocketsphinx")
-        self._decoder = package.Decoder(samprate=_RECOGNIZER_RATE, loglevel="FATAL")
+        self._decoder = package.Decoder(
+            samprate=_RECOGNIZER_RATE, maxhmmpf=_MAX_HMMS, maxwpf=_MAX_WORDS, loglevel="FATAL"
+        )
 
     def transcribe(self, waveform: Waveform, sample_rate: int) -> str:
         """Lower-case words, each clip by itself: the adaptation of earlier clips is forgotten."""

@@ -130,7 +130,7 @@ def extremes_section(
             for row in (ordered[-1], ordered[0])
         ]
         lines.append(f"<tr><th>{escape(system.name)}</th>{''.join(cells)}</tr>")
-    listed = table(["system", "best clip", "worst clip"], lines)
+    listed = table(["system", "best clip", "worst clip"], lines, text_columns=(1, 2))
     return f"{heading('Best and worst')}<p>By {escape(measure.label)}.</p>{listed}"
 
 

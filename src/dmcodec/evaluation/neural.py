@@ -59,6 +59,7 @@ class OurCodec:
             sample_rate=config.sample_rate,
             frame_rate=config.frame_rate,
             num_codebooks=books,
+            first_codebook=self._first + 1,
             codebook_size=config.quantizer.codebook_size,
             num_parameters=num_parameters + codec.quantizer.codebooks.numel(),
             delay_samples=spec.delay_samples or 0,
@@ -94,6 +95,7 @@ class CodecFamily(Protocol):
 class FamilyCalls:
     """Numbers and calls of a loaded transformers codec.
 
+    output_rate: of decoded waveforms; None when it is `sample_rate`.
     encode: (waveform [1, C, T], number of books) to codes [K, L] and whatever decode needs.
     decode: what encode gave, to [1, C, T'].
     """
@@ -105,10 +107,11 @@ class FamilyCalls:
     encode: Callable[[Tensor, int], tuple[Tensor, Any]]
     decode: Callable[[Any], Tensor]
     num_channels: int = 1
+    output_rate: int | None = None
 
 
 class TransformersCodec:
-    """EnCodec, DAC, Mimi, X-Codec or X-Codec-2, by folder or Hub name, with its first books."""
+    """A codec of `_FAMILIES`, by folder or Hub name, with its first books."""
 
     def __init__(self, spec: SystemSpec, device: str) -> None:
         transformers = import_package("transformers", f"the codec {spec.argument}")
@@ -156,7 +159,7 @@ class TransformersCodec:
         num_bits = round(codes.numel() * self._bits_per_code)
         return Reconstruction(
             decoded[0].mean(dim=0).float().cpu().numpy(),
-            self._rate,
+            self._calls.output_rate or self._rate,
             num_bits,
             codes.cpu().numpy(),
             encode_s,
@@ -253,15 +256,23 @@ def _xcodec(model: Any, name: str) -> FamilyCalls:
 
 def _xcodec2(model: Any, name: str) -> FamilyCalls:
     config = model.config
-    transformers = import_package("transformers", "X-Codec-2")
-    import_package("torchaudio", "the feature extractor of X-Codec-2")
+    return _with_features(model, name, config.sampling_rate, config.hop_length)
+
+
+def _neucodec(model: Any, name: str) -> FamilyCalls:
+    config = model.config
+    return _with_features(model, name, config.input_sampling_rate, config.encoder_hop_length)
+
+
+def _with_features(model: Any, name: str, sample_rate: int, hop_length: int) -> FamilyCalls:
+    """Codecs of one book whose encoder also takes the features of an extractor."""
+    transformers = import_package("transformers", f"the codec {name}")
+    import_package("torchaudio", f"the feature extractor of {model.config.model_type}")
     extractor = transformers.AutoFeatureExtractor.from_pretrained(name)
 
     def encode(waveform: Tensor, books: int) -> tuple[Tensor, Any]:
         inputs = extractor(
-            audio=waveform[0, 0].cpu().numpy(),
-            sampling_rate=config.sampling_rate,
-            return_tensors="pt",
+            audio=waveform[0, 0].cpu().numpy(), sampling_rate=sample_rate, return_tensors="pt"
         ).to(waveform.device)
         codes = model.encode(**inputs).audio_codes
         return codes[0], codes
@@ -269,9 +280,14 @@ def _xcodec2(model: Any, name: str) -> FamilyCalls:
     def decode(codes: Any) -> Tensor:
         return model.decode(codes).audio_values
 
-    frame_rate = config.sampling_rate / config.hop_length
     return FamilyCalls(
-        config.sampling_rate, 1, prod(config.quantization_levels), frame_rate, encode, decode
+        sample_rate,
+        1,
+        prod(model.config.quantization_levels),
+        sample_rate / hop_length,
+        encode,
+        decode,
+        output_rate=getattr(model.config, "output_sampling_rate", sample_rate),
     )
 
 
@@ -281,6 +297,7 @@ _FAMILIES: dict[str, CodecFamily] = {
     "mimi": _mimi,
     "xcodec": _xcodec,
     "xcodec2": _xcodec2,
+    "neucodec": _neucodec,
 }
 
 

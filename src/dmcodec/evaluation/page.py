@@ -8,6 +8,8 @@ _PAGE_POLICY = (
     "default-src 'none'; img-src data:; media-src data:; style-src 'unsafe-inline'; "
     "script-src 'unsafe-inline'"
 )
+TEXT = ' class="text"'
+"""Attribute of cells that hold words."""
 _ONE_AT_A_TIME = """
 document.addEventListener("play", event => {
   for (const player of document.querySelectorAll("audio"))
@@ -43,14 +45,20 @@ def captioned(caption: str, chart: str) -> str:
     return f"<figure><figcaption>{escape(caption)}</figcaption>{chart}</figure>"
 
 
-def cell(text: str) -> str:
-    """A table cell of plain text."""
-    return f"<td>{escape(text)}</td>"
+def cell(text: str, *, is_text: bool = False) -> str:
+    """A table cell of plain text, set to the right as numbers are, or as words."""
+    return f"<td{TEXT if is_text else ''}>{escape(text)}</td>"
 
 
-def table(head: Sequence[str], lines: Sequence[str]) -> str:
-    """A table that scrolls sideways on narrow screens; lines are finished `<tr>` elements."""
-    cells = "".join(f"<th>{escape(name)}</th>" for name in head)
+def table(head: Sequence[str], lines: Sequence[str], text_columns: Sequence[int] = ()) -> str:
+    """A table that scrolls sideways on narrow screens; lines are finished `<tr>` elements.
+
+    Numbers stand right; headings of `text_columns` (the first is 0) left, as cells of text do.
+    """
+    cells = "".join(
+        f"<th{TEXT if number in text_columns else ''}>{escape(name)}</th>"
+        for number, name in enumerate(head)
+    )
     return (
         f'<div class="scroll"><table><thead><tr>{cells}</tr></thead>'
         f"<tbody>{''.join(lines)}</tbody></table></div>"

@@ -11,6 +11,7 @@ from dmcodec.quality import Unmeasurable
 
 _F0_MIN_HZ, _F0_MAX_HZ = 60.0, 400.0
 _FRAME_S, _HOP_S = 0.064, 0.01
+_STEP_SEMITONES = 0.2  # librosa's 0.1 takes 2.5 times as long for F0 that differs by under 1 %
 _MIN_FRAMES = 10
 
 
@@ -23,7 +24,9 @@ class PitchTrack:
 
 
 def track_pitch(waveform: Waveform, sample_rate: int) -> PitchTrack:
-    """F0 between 60 and 400 Hz every 10 ms of a waveform [T]; silence is unvoiced.
+    """F0 between 60 and 400 Hz every 10 ms of a waveform [T], in steps of 1.2 %.
+
+    Silence is unvoiced.
 
     Reference: Mauch and Dixon 2014, doi:10.1109/ICASSP.2014.6853678 (pYIN, as librosa has it).
     """
@@ -39,6 +42,7 @@ def track_pitch(waveform: Waveform, sample_rate: int) -> PitchTrack:
         sr=sample_rate,
         frame_length=round(_FRAME_S * sample_rate),
         hop_length=hop_length,
+        resolution=_STEP_SEMITONES,
     )
     return PitchTrack(np.nan_to_num(f0_hz), is_voiced)
 

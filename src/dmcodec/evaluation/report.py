@@ -187,11 +187,11 @@ def _spread_section(summary: Summary, rows: Sequence[Row], families: Mapping[str
 def _other_sections(summary: Summary) -> str:
     parts = [heading("Cost")]
     facts = [(s, facts_of(s)) for s in summary.systems]
-    lines = [
-        f"<tr><th>{escape(s.name)}</th>{''.join(cell(v) for v in each.values())}</tr>"
-        for s, each in facts
-    ]
-    parts.append(table(["system", *facts[0][1]], lines))
+    lines = []
+    for system, each in facts:
+        cells = "".join(cell(value, is_text=name == "what") for name, value in each.items())
+        lines.append(f"<tr><th>{escape(system.name)}</th>{cells}</tr>")
+    parts.append(table(["system", *facts[0][1]], lines, text_columns=(1,)))
     head, books = books_table(summary)
     if books:
         lines = [

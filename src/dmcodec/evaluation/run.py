@@ -5,6 +5,8 @@ give the same command to go on.
 """
 
 import logging
+import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -15,7 +17,7 @@ from pathlib import Path
 from dmcodec.evaluation.about import EvaluationConfig, describe
 from dmcodec.evaluation.execution import open_executor
 from dmcodec.evaluation.intelligibility import make_normalizer
-from dmcodec.evaluation.protocols import choose_clips, hash_clips
+from dmcodec.evaluation.protocols import choose_clips, hash_clips, rank_clip
 from dmcodec.evaluation.reconstruct import (
     SystemRun,
     prepare_originals,
@@ -52,6 +54,8 @@ logger = logging.getLogger(__name__)
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how many of it are done, and how many there are."""
+
+_TOO_LATE = "not computed for every system within max_minutes"
 
 Sounds = Mapping[tuple[str, str], SoundRecord]
 """(system, clip) to the record of each finished sound, the originals included."""
@@ -186,16 +190,21 @@ def _plan(config: EvaluationConfig, sounds: Sounds, unavailable: Mapping[str, st
 def _compute_scores(
     keys: Keys, workspace: Workspace, config: EvaluationConfig, progress: Progress
 ) -> None:
-    """Computes what is not in the cache yet, clip by clip, in processes."""
+    """Computes what is not in the cache yet, clip by clip, in processes, while time lasts."""
     tasks = _missing_scores(keys, workspace)
     total = sum(len(groups) for task in tasks for _, groups in task.wanted)
     done = 0
     progress("scoring", done, total)
     prepare = partial(start_process, config.scoring, workspace)
+    end_s = time.monotonic() + (60 * config.max_minutes if config.max_minutes else math.inf)
     with open_executor(config.num_processes, prepare) as executor:
-        futures = [executor.submit(score_in_process, task) for task in tasks]
+        futures = []
+        for task in tasks:
+            if time.monotonic() < end_s:  # without processes a task is done when it is submitted
+                futures.append(executor.submit(score_in_process, task))
+        left_s = None if end_s == math.inf else max(0.0, end_s - time.monotonic())
         try:
-            for future in as_completed(futures):
+            for future in as_completed(futures, timeout=left_s):
                 done += future.result()
                 progress("scoring", done, total)
         except BrokenProcessPool as error:
@@ -203,20 +212,34 @@ def _compute_scores(
                 "a scoring process died (out of memory?): give the same command to go on, with "
                 "fewer processes if it happens again"
             ) from error
+        except TimeoutError:
+            pass  # the executor drops what it has not begun
+    if end_s < math.inf:
+        logger.warning("%d of %d scores computed in time", done, total)
 
 
 def _missing_scores(keys: Keys, workspace: Workspace) -> list[ScoreTask]:
-    """What the cache lacks, clip by clip, in the order of the clips."""
+    """What the cache lacks, slow groups last, clips as they would be drawn.
+
+    So a limit of time leaves the fast measures whole, and the slow ones on clips drawn at random.
+    """
     seen = set(workspace.read_cache())
-    wanted: dict[str, list[tuple[Path, tuple[tuple[str, str], ...]]]] = {}
+    wanted: dict[tuple[bool, str], list[tuple[Path, tuple[tuple[str, str], ...]]]] = {}
     for (system, clip), groups in keys.items():
-        lacking = tuple((group, key) for group, key in groups.items() if key not in seen)
-        if lacking:
-            wanted.setdefault(clip, []).append((workspace.sound_path(system, clip), lacking))
-            seen.update(key for _, key in lacking)  # two systems may give the same sound
+        for is_slow in (False, True):
+            lacking = tuple(
+                (group, key)
+                for group, key in groups.items()
+                if key not in seen and GROUPS[group].is_slow == is_slow
+            )
+            if lacking:
+                pairs = wanted.setdefault((is_slow, clip), [])
+                pairs.append((workspace.sound_path(system, clip), lacking))
+                seen.update(key for _, key in lacking)  # two systems may give the same sound
+    ordered = sorted(wanted.items(), key=lambda item: (item[0][0], rank_clip(item[0][1])))
     return [
         ScoreTask(workspace.sound_path(ORIGINAL, clip), tuple(pairs))
-        for clip, pairs in wanted.items()
+        for (_, clip), pairs in ordered
     ]
 
 
@@ -231,19 +254,29 @@ def _make_rows(
 ) -> list[Row]:
     """One row for each system and clip, the originals first."""
     cache = workspace.read_cache()
+    # Systems are compared on the same clips: what one lacks for want of time, all lack.
+    late = {
+        (clip, group)
+        for (_, clip), groups in keys.items()
+        for group, key in groups.items()
+        if key not in cache
+    }
     normalize = make_normalizer(config.normalizer)
     rows = []
     for name in (ORIGINAL, *runs):
         for utterance in utterances:
             pair = (name, utterance.id)
             if pair in sounds:
-                found = {group: cache[key] for group, key in keys[pair].items()}
-                results: dict[str, CachedScores | str] = {**found, **unavailable}
+                results: dict[str, CachedScores | str] = {
+                    group: _TOO_LATE if (utterance.id, group) in late else cache[key]
+                    for group, key in keys[pair].items()
+                }
+                results |= unavailable
             else:
                 reason = f"not reconstructed: {runs[name].failures[utterance.id]}"
                 results = dict.fromkeys(config.measures, reason)
             heard = keys[ORIGINAL, utterance.id].get("words")
-            words = WordContext(normalize, cache[heard].text) if heard else None
+            words = WordContext(normalize, cache[heard].text) if heard and heard in cache else None
             num_samples = sounds[ORIGINAL, utterance.id].num_samples
             rows.append(make_row(name, utterance, num_samples, sounds.get(pair), results, words))
     return rows

@@ -89,7 +89,8 @@ class Group:
 
     compute: the original and an estimate of the same length to an outcome for each measure.
     modules: packages it imports. distributions: packages whose versions change its results.
-    uses_original: whether results depend on the original. revision: raised when our own code
+    uses_original: whether results depend on the original. is_slow: takes more time than all
+    groups that are not together, so it is computed after them. revision: raised when our own code
     changes results, so that cached ones are not taken for new ones.
     """
 
@@ -98,6 +99,7 @@ class Group:
     modules: tuple[str, ...] = ()
     distributions: tuple[str, ...] = ()
     uses_original: bool = True
+    is_slow: bool = False
     revision: int = 1
 
 
@@ -182,7 +184,11 @@ def _no_scores(original: Original, estimate: Waveform) -> Outcomes:
 
 GROUPS = {
     "words": Group(
-        ("wer", "wil", "cer", "wer_own", "cer_own"), _no_scores, ("jiwer",), uses_original=False
+        ("wer", "wil", "cer", "wer_own", "cer_own"),
+        _no_scores,
+        ("jiwer",),
+        uses_original=False,
+        is_slow=True,
     ),
     "visqol": Group(
         ("visqol",),
@@ -199,13 +205,16 @@ GROUPS = {
         ("speechmos", "librosa", "onnxruntime", "requests"),
         ("speechmos", "librosa", "onnxruntime"),
         uses_original=False,
+        is_slow=True,
     ),
     "utmos": Group(("utmos",), _utmos, uses_original=False),
     "speaker": Group(("spk_similarity",), _speaker),
     "signal": Group(
         ("mel_distance", "stft_distance", "mcd", "si_sdr", "level_difference", "delay"), _signal
     ),
-    "pitch": Group(("f0_corr", "f0_rmse", "voicing_error"), _pitch, ("librosa",), ("librosa",)),
+    "pitch": Group(
+        ("f0_corr", "f0_rmse", "voicing_error"), _pitch, ("librosa",), ("librosa",), revision=2
+    ),
     "codes": Group((), _no_scores),  # of whole systems: streams.py
 }
 """Groups by name, in the order of their measures in tables."""

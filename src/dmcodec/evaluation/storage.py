@@ -1,11 +1,12 @@
 """The folder of one evaluation: where sounds, codes and results lie, and the cache of scores.
 
-    run.json              what was asked for, versions, machine, hash of the file list
     sounds/SYSTEM/ID.flac  16 kHz, 16 bit, as long as the original; beside it ID.json and, of
                            codecs, ID.npy (codes [K, L])
-    cache/*.jsonl         one line for each group of measures of one pair, by content
-    rows.jsonl            one line for each system and clip
-    summary.json, table.md, table.csv, report.html
+    systems/SYSTEM.json    facts, first-packet time and peak memory of the last run
+    cache/*.jsonl          one line for each group of measures of one pair, by content
+    rows.jsonl             one line for each system and clip
+    summary.json           all figures, with protocol, hash of the clips, versions, machine
+    table.md, table.csv, report.html
 
 Files appear whole (temporary name, then rename), except the cache, which is appended to line by
 line; a line cut by a crash is skipped.

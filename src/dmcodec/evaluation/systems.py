@@ -48,6 +48,7 @@ class SystemFacts(Record):
     """What a table says of a system besides its scores; None where unknown.
 
     `identity` changes with whatever may change the sound: weights, books, program version.
+    Of codecs with codebooks, `first_codebook` counts from 1.
     `family` is shared by the rows of one codec at several bitrates. `delay_samples` are cut from
     the start of the system's waveform, at 16 kHz.
     """
@@ -59,6 +60,7 @@ class SystemFacts(Record):
     sample_rate: int | None = None
     frame_rate: float | None = None
     num_codebooks: int | None = None
+    first_codebook: int = 1
     codebook_size: int | None = None
     num_parameters: int | None = None
     delay_samples: int = 0

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import textwrap
 from collections.abc import Sequence
 
 from dmcodec.evaluation.measures import MEASURES, Measure
@@ -53,6 +54,32 @@ def to_markdown(summary: Summary) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def to_short_markdown(summary: Summary) -> str:
+    """The main measures of every system as one table, for a README; intervals left out."""
+    return f"{_table(*short_table(summary))}\n\n{textwrap.fill(caption(summary), 116)}\n"
+
+
+def caption(summary: Summary) -> str:
+    """What must stand beside a table that leaves the notes out."""
+    about = summary.about
+    parts = [f"{about['clips']}, hash {about['hash of clips']}"]
+    parts += [about[key] for key in ("recognizer", "machine", "versions") if key in about]
+    return "; ".join(parts) + "."
+
+
+def short_table(summary: Summary) -> tuple[list[str], list[list[str]]]:
+    """Headings and lines of the main measures, without intervals."""
+    shown = [m for m in summary.shown_measures() if m.name in MAIN_MEASURES]
+    rows = []
+    for system in summary.systems:
+        cells = [system.name, _number(system.kbps, "{:.2f}")]
+        for measure in shown:
+            estimate = system.estimate(measure.name)
+            cells.append("-" if estimate is None else measure.show(estimate.value))
+        rows.append(cells)
+    return ["system", "kbps", *(measure.heading for measure in shown)], rows
+
+
 def to_csv(summary: Summary) -> str:
     """One line for each system and measure, plain values in the units of `summary.json`."""
     text = io.StringIO()
@@ -90,22 +117,29 @@ def notes(summary: Summary) -> str:
 def missing_notes(summary: Summary) -> list[str]:
     """One sentence for each system and reason that takes clips out of a mean, or makes them bad."""
     empty = summary.measures_without_values()
-    found: dict[tuple[str, str, int], list[str]] = {}
+    lacking: dict[tuple[str, str, int], list[str]] = {}
     for system in summary.systems:
         for name, figure in system.figures.items():
             for reason, count in figure.missing.items():
                 if name not in empty:
-                    found.setdefault((system.name, reason, count), []).append(name)
+                    lacking.setdefault((system.name, reason, count), []).append(name)
+    alike: dict[tuple[tuple[str, ...], str, int], list[str]] = {}
+    for (name, reason, count), measures in lacking.items():
+        alike.setdefault((tuple(measures), reason, count), []).append(name)
     silent = [
-        f"{s.name}: {s.num_silent} silent reconstructions, scored at the low end of the scales"
+        f"{s.num_silent} reconstructions of {s.name} are silent: the low end of the scales"
         for s in summary.systems
         if s.num_silent
     ]
     return silent + [
-        f"{system}: {', '.join(MEASURES[n].label for n in names)} missing for {count} clips: "
-        f"{reason}"
-        for (system, reason, count), names in found.items()
+        f"{', '.join(MEASURES[m].label for m in measures)} missing for {count} clips of "
+        f"{_list_systems(names, summary)}: {reason}"
+        for (measures, reason, count), names in alike.items()
     ]
+
+
+def _list_systems(names: Sequence[str], summary: Summary) -> str:
+    return "every system" if len(names) == len(summary.systems) else ", ".join(names)
 
 
 def show_figure(figure: Figure | None, measure: Measure, num_clips: int) -> str:
@@ -123,10 +157,10 @@ def show_figure(figure: Figure | None, measure: Measure, num_clips: int) -> str:
 def show_difference(difference: Difference, measure: Measure) -> str:
     """`+value [low, high]`, p and the stochastic order."""
     sign = "+" if difference.value >= 0 else ""
-    p_value = "<0.001" if difference.p_value < 0.001 else f"{difference.p_value:.3f}"
+    p_value = "p<0.001" if difference.p_value < 0.001 else f"p={difference.p_value:.3f}"
     return (
         f"{sign}{measure.show(difference.value)} "
-        f"[{measure.show(difference.low)}, {measure.show(difference.high)}], p={p_value}, "
+        f"[{measure.show(difference.low)}, {measure.show(difference.high)}], {p_value}, "
         f"ε={difference.aso:.2f}"
     )
 
@@ -168,28 +202,29 @@ def _facts(summary: Summary) -> str:
 
 
 def books_table(summary: Summary) -> tuple[list[str], list[list[str]]]:
-    """Headings and lines, one for each book of each system that has codes."""
-    head = ["system", "book", "usage %", "perplexity", "entropy, bits", "saved by ideal coder %"]
+    """Headings and lines, one for each book; of codecs in several rows each book once."""
+    head = ["codec", "book", "usage %", "perplexity", "entropy, bits", "saved by ideal coder %"]
     head += ["stream perplexity", "phone information %", "by chance %"]
-    rows = []
+    rows: list[list[str]] = []
     for system in summary.systems:
         if system.codes is None:
             continue
         informed = system.codes.phones or (None,) * len(system.codes.books)
-        for number, (book, phones) in enumerate(zip(system.codes.books, informed, strict=True)):
-            rows.append(
-                [
-                    system.name,
-                    str(number + 1),
-                    f"{100 * book.usage:.1f}",
-                    f"{book.perplexity:.0f}",
-                    f"{book.entropy_bits:.2f}",
-                    f"{100 * book.saved:.1f}",
-                    _number(book.stream_perplexity, "{:.0f}"),
-                    _number(phones.share if phones else None, "{:.1f}", 100),
-                    _number(phones.chance if phones else None, "{:.1f}", 100),
-                ]
-            )
+        books = zip(system.codes.books, informed, strict=True)
+        for number, (book, phones) in enumerate(books, start=system.facts.first_codebook):
+            line = [
+                system.facts.family,
+                str(number),
+                f"{100 * book.usage:.1f}",
+                f"{book.perplexity:.0f}",
+                f"{book.entropy_bits:.2f}",
+                f"{100 * book.saved:.1f}",
+                _number(book.stream_perplexity, "{:.0f}"),
+                _number(phones.share if phones else None, "{:.1f}", 100),
+                _number(phones.chance if phones else None, "{:.1f}", 100),
+            ]
+            if line not in rows:
+                rows.append(line)
     return head, rows
 
 
