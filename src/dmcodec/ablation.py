@@ -4,7 +4,7 @@ Every row is an experiment with some keys set, trained once for each seed and th
 same clips. What is done is kept in the output folder; the same command goes on from there:
 
     runs/<row>-seed<n>/   training runs                evaluation/   quality, codes
-    words/                word errors                  table.md  table.json
+    words/                word errors                  table.md
 """
 
 import json
@@ -116,7 +116,7 @@ def ablate(
     folders = {key: output / "runs" / f"{key[0]}-seed{key[1]}" for key in experiments}
     for number, (key, experiment) in enumerate(experiments.items()):
         progress("training", number, len(experiments))
-        if _has_store(experiment):
+        if key[1] == config.seeds[0] and _has_store(experiment):  # seeds share the features
             teach(experiment, num_processes=num_processes)
         train(experiment, folders[key], resume=True, device=device)
     progress("training", len(experiments), len(experiments))
@@ -187,7 +187,7 @@ def _make_table(
 ) -> str:
     """The table in Markdown: a line for each row, and what the figures are of."""
     has_published = any(row.published_wer for row in config.rows)
-    head = ["row", "distillation loss, text", "speech", "phones in book 1, %"]
+    head = ["row", "distillation loss, text", "speech", "phones in book 1, %", "by chance, %"]
     head += ["WER book 1, %", "WER, %"] if words else []
     head += ["WER in the paper, %"] if has_published else []
     head += ["STOI", "PESQ-WB", "book 1 used, %", "perplexity"]
@@ -200,7 +200,7 @@ def _make_table(
         for teacher in ("text", "speech"):
             key = f"valid/loss_distill_{teacher}"
             cells.append(_by_seed([each[key] for each in own if key in each], 3))
-        cells.append(_by_seed([100 * each["information"] for each in books], 1))
+        cells += [_by_seed([100 * each[key] for each in books], 1) for key in ("phones", "chance")]
         reference = [_system(config.rows[0].name, seed) for seed in config.seeds]
         if words:
             first = [f"{name}.book1" for name in names]
@@ -219,12 +219,16 @@ def _make_table(
 
 
 def _first_book(summary: Summary, name: str) -> dict[str, float]:
-    """Statistics of a system's first book; information is NaN without phones."""
+    """Statistics of a system's first book; `phones` and `chance` are NaN without phones."""
     codes = next(system.codes for system in summary.systems if system.name == name)
     assert codes is not None
-    book = codes.books[0]
-    information = codes.phones[0].share if codes.phones else float("nan")
-    return {"usage": book.usage, "perplexity": book.perplexity, "information": information}
+    book, phones = codes.books[0], codes.phones[0] if codes.phones else None
+    return {
+        "usage": book.usage,
+        "perplexity": book.perplexity,
+        "phones": phones.share if phones else float("nan"),
+        "chance": phones.chance if phones else float("nan"),
+    }
 
 
 def _by_seed(values: Sequence[float], digits: int) -> str:
@@ -279,23 +283,16 @@ def _clips_of(
 
 
 def _notes(config: AblationConfig, summary: Summary, words: Evaluation | None) -> str:
-    chance = [
-        system.codes.phones[0].chance
-        for system in summary.systems
-        if system.codes is not None and system.codes.phones
-    ]
     notes = [
         f"Seeds {', '.join(map(str, config.seeds))}. Brackets of word errors, STOI and PESQ: 95 % "
         "bootstrap intervals over clips; others: least and greatest over seeds. *: differs from "
         f"{config.rows[0].label or config.rows[0].name} (paired bootstrap over clips, p < 0.05).",
         f"Distillation losses are on held-out speakers. Quality and codes: "
         f"{summary.about['clips']}, hash {summary.about['hash of clips']}.",
+        "Phones in book 1: mutual information with the aligned phones over their entropy. By "
+        "chance: the same with codes of shuffled frames, lower for a book of less perplexity: rows "
+        "compare by what is above it.",
     ]
-    if chance:
-        notes.append(
-            "Phones in book 1: mutual information with the aligned phones over their entropy; "
-            f"codes of shuffled frames give {100 * np.mean(chance):.1f} %."
-        )
     if words:
         about = words.summary.about
         notes.append(f"Words: {about['clips']}; {about['recognizer']}.")
