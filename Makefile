@@ -29,7 +29,7 @@ $(VENV)/.ready-for-demo: $(VENV)/.torch pyproject.toml
 	touch $@
 
 $(VENV)/.ready-for-tests: $(VENV)/.torch pyproject.toml
-	$(PIP) -e '.[metrics,train,teachers,data,dev]'
+	$(PIP) -e '.[metrics,train,teachers,data,eval,export,dev]'
 	touch $@
 
 clean:

@@ -130,7 +130,8 @@ def test_limit_of_time_leaves_slow_measures_on_the_same_clips_of_all_systems(
     codec_folder: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    pytest.importorskip("pocketsphinx", reason="pip install 'dmcodec[eval]'")
+    for package in ("jiwer", "pocketsphinx"):
+        pytest.importorskip(package, reason="pip install 'dmcodec[eval]'")
     shutil.copytree(finished[1], tmp_path, dirs_exist_ok=True)
     config = configure(manifest, codec_folder, measures=("words", "stoi"), max_minutes=1e-9)
     transcribed: list[str] = []
