@@ -24,11 +24,11 @@ $(VENV)/.torch: constraints.txt
 	$(PIP) torch
 	touch $@
 
-$(VENV)/.ready-for-demo: $(VENV)/.torch pyproject.toml
+$(VENV)/.ready-for-demo: $(VENV)/.torch pyproject.toml Makefile
 	$(PIP) -e '.[metrics]'
 	touch $@
 
-$(VENV)/.ready-for-tests: $(VENV)/.torch pyproject.toml
+$(VENV)/.ready-for-tests: $(VENV)/.torch pyproject.toml Makefile
 	$(PIP) -e '.[metrics,train,teachers,data,eval,export,dev]'
 	touch $@
 
