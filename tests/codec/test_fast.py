@@ -1,5 +1,8 @@
 """The fast CPU path gives what the plain path gives, and steps aside where it must."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import pytest
 import torch
 from hypothesis import example, given, settings
@@ -35,6 +38,16 @@ CODECS = {
 }
 
 
+@contextmanager
+def threads(number: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def noise(num_samples: int, seed: int) -> Tensor:
     return 0.1 * torch.randn(num_samples, generator=torch.Generator().manual_seed(seed))
 
@@ -44,14 +57,19 @@ def noise(num_samples: int, seed: int) -> Tensor:
 @given(
     sizes=st.lists(st.integers(1, 4000), min_size=1, max_size=3),
     piece_frames=st.integers(1, 20),
+    num_threads=st.sampled_from([1, 3]),
 )
-@example(sizes=[1370], piece_frames=4)  # the last piece is short, its last step mostly mirrored
+# The last piece is short, its last step mostly mirrored.
+@example(sizes=[1370], piece_frames=4, num_threads=1)
 @torch.no_grad()
-def test_any_lengths_equal_the_plain_path(kind: str, sizes: list[int], piece_frames: int) -> None:
+def test_any_lengths_equal_the_plain_path(
+    kind: str, sizes: list[int], piece_frames: int, num_threads: int
+) -> None:
     codec = CODECS[kind]
     waveforms = [noise(size, seed=size) for size in sizes]
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, threads(num_threads):
         patch.setattr(fast, "PIECE_FRAMES", piece_frames)
+        patch.setattr(fast, "LEAST_PIECE_FRAMES", 1)
         path = fast_codec(codec)
         assert path is not None
         latents = path.encoder(waveforms)
@@ -82,11 +100,24 @@ def test_the_step_by_step_lstm_equals_torch_from_any_state() -> None:
 def test_a_large_lstm_takes_the_step_by_step_path(monkeypatch: pytest.MonkeyPatch) -> None:
     codec, waveform = CODECS["paper"], noise(6000, 4)
     expected = codec.encoder(waveform[None, None])[0]
+    sound = codec.decoder(expected[None])[0, 0]
     monkeypatch.setattr(fast, "LARGE_LSTM", 1)
 
     path = fast_codec(codec)
     assert path is not None
-    torch.testing.assert_close(path.encoder([waveform])[0], expected, atol=2e-5, rtol=1e-4)
+    with threads(1):
+        torch.testing.assert_close(path.encoder([waveform])[0], expected, atol=2e-5, rtol=1e-4)
+        torch.testing.assert_close(path.decoder([expected])[0], sound, atol=2e-5, rtol=1e-4)
+
+
+def test_work_in_threads_keeps_order_and_the_number_of_threads() -> None:
+    with threads(3):
+        inside = fast.in_threads(lambda n: (n, torch.get_num_threads()), range(5))
+
+        assert inside == [(n, 1) for n in range(5)]
+        assert torch.get_num_threads() == 3
+    with pytest.raises(ZeroDivisionError), threads(2):
+        fast.in_threads(lambda n: 1 // n, [1, 0])
 
 
 @torch.no_grad()

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from dmcodec.codec import fast
 from dmcodec.codec.long import decode_long, encode_long, encode_windows
 from dmcodec.codec.model import Codec, CodecConfig
 from dmcodec.codec.quantizer import QuantizerConfig
@@ -79,6 +80,22 @@ def test_first_books_and_later_books_are_those_of_the_whole() -> None:
     torch.testing.assert_close(decoded, codec.decode(tail)[0], atol=1e-6, rtol=0)
 
 
+@pytest.mark.parametrize("kind", CODECS)
+def test_a_large_lstm_is_carried_through_pieces_too(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    codec, waveform = CODECS[kind], noise(7000, seed=2)
+    whole = codec.encode(waveform)
+    expected = codec.decode(whole)[0]
+    monkeypatch.setattr(fast, "LARGE_LSTM", 1)
+
+    codes, _ = encode_long(codec, [waveform], chunk_frames=5)
+    decoded = torch.cat(list(decode_long(codec, codes, 7000, chunk_frames=4)))
+
+    assert torch.equal(codes, whole.codes[0])
+    torch.testing.assert_close(decoded, expected, atol=1e-6, rtol=0)
+
+
 def test_nothing_to_encode_is_an_error() -> None:
     with pytest.raises(ValueError, match="audio is empty"):
         encode_long(CODECS["paper"], [torch.zeros(0)])
@@ -115,6 +132,7 @@ def test_windows_cover_every_frame_and_equal_the_whole_with_enough_context(
 
 _PEAK_MEMORY = """
 import resource, torch
+from dmcodec.codec import fast
 from dmcodec.codec.long import decode_long, encode_long
 from dmcodec.codec.model import Codec, CodecConfig
 from dmcodec.codec.seanet import SEANetConfig

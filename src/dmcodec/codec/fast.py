@@ -2,14 +2,16 @@
 
 Features lie time-major, [T, C]: a convolution is then one matrix product for each tap, on shifted
 views of the same memory, and a strided or transposed one needs no copy either. Time is cut into
-pieces that stay in the processor's caches, which bounds the memory too. Equality with the plain
-path is that of arithmetic: sums of another order differ in the last bits.
+pieces that stay in the processor's caches, which bounds the memory too; with several threads each
+works on pieces of its own. Equality with the plain path is that of arithmetic: sums of another
+order differ in the last bits.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from math import prod
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -37,10 +39,18 @@ PIECE_FRAMES = 50
 MIRROR_FRAMES = 2
 """Further context of the last pieces, see `pieces`."""
 
+LEAST_PIECE_FRAMES = 20
+"""Shorter pieces cost more in context than a further thread gains."""
+
 LARGE_LSTM = 512
-"""Hidden sizes from here on have weights larger than caches; torch's own LSTM is better below."""
+"""Hidden sizes from here on have weights larger than caches: `is_lstm_stepped`."""
 
 State = tuple[Tensor, Tensor]
+Piece = tuple[int, int, int, int]
+"""Start, stop, start with context, stop with context, in frames."""
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 class FastConv:
@@ -199,16 +209,18 @@ class FastEncoder:
         num_frames = ceil_div(len(waveform), self.hop_length)
         if self.conv_in.is_causal:
             waveform = F.pad(waveform, (0, -len(waveform) % self.hop_length))
-        parts = []
-        for start, stop, left, right in pieces(num_frames, self.reach):
+
+        def convolve_piece(piece: Piece) -> Tensor:
+            start, stop, left, right = piece
             x = waveform[left * self.hop_length : right * self.hop_length, None]
             x = self.conv_in(x)
             for units, activation, downsample in self.blocks:
                 for unit in units:
                     x = unit(x)
                 x = downsample(x, activation)
-            parts.append(x[start - left : stop - left])
-        return torch.cat(parts)
+            return x[start - left : stop - left]
+
+        return torch.cat(in_threads(convolve_piece, pieces(num_frames, self.reach)))
 
     def __call__(self, waveforms: list[Tensor]) -> list[Tensor]:
         """Latents [D, L_i] of waveforms [T_i]."""
@@ -231,8 +243,9 @@ class FastDecoder:
 
     def convolve(self, features: Tensor) -> Tensor:
         """What the convolutions after the LSTM make of [L, C]: the waveform [L * hop_length]."""
-        parts = []
-        for start, stop, left, right in pieces(len(features), self.reach):
+
+        def convolve_piece(piece: Piece) -> Tensor:
+            start, stop, left, right = piece
             x = features[left:right]
             for activation, upsample, units in self.blocks:
                 x = upsample(x, activation)
@@ -240,8 +253,9 @@ class FastDecoder:
                     x = unit(x)
             waveform = self.conv_out(x, self.activation)[:, 0]
             first = (start - left) * self.hop_length
-            parts.append(waveform[first : first + (stop - start) * self.hop_length])
-        return torch.cat(parts)
+            return waveform[first : first + (stop - start) * self.hop_length]
+
+        return torch.cat(in_threads(convolve_piece, pieces(len(features), self.reach)))
 
     def __call__(self, quantized: list[Tensor]) -> list[Tensor]:
         """Waveforms [L_i * hop_length] of quantized latents [D, L_i]."""
@@ -254,35 +268,80 @@ def make_units(stack: ResidualStack) -> list[FastUnit]:
     return [FastUnit(unit) for unit in cast(list[ResidualUnit], stack.units)]
 
 
-def pieces(num_frames: int, reach: int) -> Iterator[tuple[int, int, int, int]]:
-    """(start, stop, start with context, stop with context) of each piece, in frames.
+def pieces(num_frames: int, reach: int) -> Iterator[Piece]:
+    """Cuts frames into pieces, each with the context that it needs.
 
     At the very end a strided convolution fills its last step with mirrored samples, and so looks
     back further than `reach`: by stride - 1 steps at each level, together less than two frames.
     """
-    for start in range(0, num_frames, PIECE_FRAMES):
-        stop = min(start + PIECE_FRAMES, num_frames)
+    share = ceil_div(num_frames, torch.get_num_threads())
+    size = min(PIECE_FRAMES, max(share, LEAST_PIECE_FRAMES))
+    for start in range(0, num_frames, size):
+        stop = min(start + size, num_frames)
         right = min(num_frames, stop + reach)
         left = start - reach - (MIRROR_FRAMES if right == num_frames else 0)
         yield start, stop, max(0, left), right
 
 
+def in_threads(function: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
+    """Results in order, computed on as many threads as torch has, each of one thread inside.
+
+    A piece for each core scales better than every matrix product of a piece shared by all cores.
+    """
+    items = list(items)
+    num_threads = torch.get_num_threads()
+    if num_threads == 1 or len(items) == 1:
+        return [function(item) for item in items]
+
+    def run(item: Item) -> Result:
+        with torch.no_grad():  # a thread has a mode of its own
+            return function(item)
+
+    try:
+        with ThreadPoolExecutor(
+            min(num_threads, len(items)), initializer=torch.set_num_threads, initargs=(1,)
+        ) as pool:
+            return list(pool.map(run, items))
+    finally:
+        torch.set_num_threads(num_threads)  # threads to come begin with the last number set
+
+
 def run_lstm(module: SkipLSTM, inputs: list[Tensor]) -> list[Tensor]:
     """A `SkipLSTM` on items [L_i, C] -> [L_i, C] each (twice C when bidirectional)."""
-    if len(inputs) > 1 or module.lstm.hidden_size < LARGE_LSTM:
+    lstm = module.lstm
+    if len(inputs) > 1 or not is_lstm_stepped(lstm):
         sizes = [len(x) for x in inputs]
         lengths = torch.tensor(sizes) if len(set(sizes)) > 1 else None
         x = nn.utils.rnn.pad_sequence(inputs, batch_first=True).transpose(1, 2)  # [B, C, L]
         return [y[:, :size].t() for y, size in zip(module(x, lengths), sizes, strict=True)]
-    x = inputs[0]
-    for layer in range(module.lstm.num_layers):
-        y, _ = run_direction(module.lstm, f"_l{layer}", x)
-        if module.lstm.bidirectional:
-            backward, _ = run_direction(module.lstm, f"_l{layer}_reverse", x.flip(0))
-            y = torch.cat([y, backward.flip(0)], dim=1)
-        x = y
-    skip = inputs[0]
-    return [x.add_(torch.cat([skip, skip], dim=1) if module.lstm.bidirectional else skip)]
+    x = skip = inputs[0]
+    if not lstm.bidirectional:
+        y, _ = run_layers(lstm, x[None])
+        return [y[0].add_(skip)]
+    for layer in range(lstm.num_layers):
+        forward, _ = run_direction(lstm, f"_l{layer}", x)
+        backward, _ = run_direction(lstm, f"_l{layer}_reverse", x.flip(0))
+        x = torch.cat([forward, backward.flip(0)], dim=1)
+    return [x.add_(torch.cat([skip, skip], dim=1))]
+
+
+def is_lstm_stepped(lstm: nn.LSTM) -> bool:
+    """Whether `run_direction` beats torch's own LSTM for one item: a large one, on one thread.
+
+    With several threads torch's own reads the weights with all of them at once.
+    """
+    return lstm.hidden_size >= LARGE_LSTM and torch.get_num_threads() == 1
+
+
+def run_layers(lstm: nn.LSTM, x: Tensor, state: State | None = None) -> tuple[Tensor, State]:
+    """`lstm(x, state)` of one item [1, L, C] with `run_direction`; one-directional LSTMs only."""
+    y, ends = x[0], []
+    for layer in range(lstm.num_layers):
+        start = None if state is None else (state[0][layer, 0], state[1][layer, 0])
+        y, end = run_direction(lstm, f"_l{layer}", y, start)
+        ends.append(end)
+    h, c = (torch.stack(parts)[:, None] for parts in zip(*ends, strict=True))
+    return y[None], (h, c)
 
 
 def run_direction(

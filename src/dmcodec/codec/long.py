@@ -8,6 +8,7 @@ in a temporary file. Equality is that of arithmetic; sums of another order diffe
 
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from dmcodec.codec.conv import ceil_div
-from dmcodec.codec.fast import LARGE_LSTM, FastEncoder, fast_codec, run_direction
+from dmcodec.codec.fast import FastEncoder, fast_codec, is_lstm_stepped, run_direction, run_layers
 from dmcodec.codec.reach import decoder_reach, encoder_reach
 from dmcodec.codec.seanet import Decoder, Encoder
 
@@ -153,6 +154,8 @@ def decode_long(
     decoder, hop_length = codec.decoder, codec.config.hop_length
     lstm, num_frames = decoder.lstm.lstm, codes.shape[-1]
     fast = fast_codec(codec)
+    is_stepped = fast is not None and is_lstm_stepped(lstm)
+    run = partial(run_layers, lstm) if is_stepped else lstm
     reach_in = decoder.conv_in.padding_left
     reach_out = ceil_div(decoder_reach(decoder), hop_length)
     state: State | None = None
@@ -168,7 +171,7 @@ def decode_long(
         else:
             x = decoder.conv_in(quantized).transpose(1, 2)
         x = x[:, start - left : stop - left]
-        y, state = lstm(x, state)
+        y, state = run(x, state)
         window = torch.cat([window, (y + x).transpose(1, 2)], dim=-1)
         # Frames whose context on the right is there.
         ready = stop if stop == num_frames else stop - reach_out
@@ -251,7 +254,7 @@ def _single_direction(
     lstm: nn.LSTM, suffix: str, *, is_fast: bool
 ) -> Callable[[Tensor, State | None], tuple[Tensor, State]]:
     """One layer and direction of an LSTM as a function of [1, L, C] and a state."""
-    if is_fast and lstm.hidden_size >= LARGE_LSTM:
+    if is_fast and is_lstm_stepped(lstm):
 
         def run(x: Tensor, state: State | None) -> tuple[Tensor, State]:
             y, state = run_direction(lstm, suffix, x[0], state)

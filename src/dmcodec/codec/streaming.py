@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from dmcodec.codec.conv import Conv1d, ConvTranspose1d, SkipLSTM
-from dmcodec.codec.fast import run_direction
+from dmcodec.codec.fast import run_layers
 from dmcodec.codec.seanet import DecoderBlock, EncoderBlock, ResidualStack, ResidualUnit
 
 if TYPE_CHECKING:
@@ -168,7 +168,7 @@ class _Layers:
             h, c = next(self._old), next(self._old)
             state = (h.transpose(0, 1).contiguous(), c.transpose(0, 1).contiguous())
         if len(x) == 1 and x.shape[1] < FEW_FRAMES:
-            y, (h, c) = _few_steps(layer.lstm, x, state)
+            y, (h, c) = run_layers(layer.lstm, x, state)
         else:
             y, (h, c) = layer.lstm(x, state)
         self.memory += [h.transpose(0, 1), c.transpose(0, 1)]
@@ -182,19 +182,6 @@ class _Layers:
         x = torch.cat([past, x], dim=-1)
         self.memory.append(x[..., x.shape[-1] - num_steps :].clone())
         return x
-
-
-def _few_steps(
-    lstm: nn.LSTM, x: Tensor, state: tuple[Tensor, Tensor] | None
-) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-    """`lstm(x, state)` of one item, step by step."""
-    y, ends = x[0], []
-    for layer in range(lstm.num_layers):
-        start = None if state is None else (state[0][layer, 0], state[1][layer, 0])
-        y, end = run_direction(lstm, f"_l{layer}", y, start)
-        ends.append(end)
-    h, c = (torch.stack(parts)[:, None] for parts in zip(*ends, strict=True))
-    return y[None], (h, c)
 
 
 def _run_together(
