@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from dmcodec.cli_codec import decode_stream, encode_stream
+from dmcodec.cli.streams import decode_stream, encode_stream
 from dmcodec.codec.model import Codec, CodecConfig
 from dmcodec.codec.quantizer import QuantizerConfig
 from dmcodec.codec.seanet import SEANetConfig

@@ -1,0 +1,326 @@
+"""Commands that work on files: encode, decode, reconstruct, info."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from dmcodec.cli import streams
+from dmcodec.cli.options import Device, Force, Inputs, Model, NumCodebooks, Output, load_codec
+
+if TYPE_CHECKING:
+    from dmcodec.codec.model import Codec
+    from dmcodec.files import Reconstruction
+
+Backend = Annotated[
+    streams.Runtime, typer.Option(help="onnx: MODEL is a folder of dmcodec export, no torch.")
+]
+
+_SCORES = {"stoi": "STOI", "pesq_wb": "PESQ-WB"}
+
+
+def encode(
+    inputs: Inputs,
+    output: Output = None,
+    num_codebooks: NumCodebooks = None,
+    model: Model = None,
+    device: Device = "cpu",
+    force: Force = False,
+    backend: Backend = streams.Runtime.TORCH,
+) -> None:
+    """Encode sound files (wav, flac, ogg, mp3, any rate and channels) to .dmc files."""
+    from dmcodec.paths import find_inputs, plan_outputs, write_bytes
+
+    paths = find_inputs(inputs)
+    targets = plan_outputs(inputs, paths, output, ".dmc")
+    if backend == streams.Runtime.ONNX:
+        encode_onnx = streams.onnx_encoder(model, num_codebooks)
+        _for_each("encoding", paths, targets, lambda a, b: write_bytes(b, encode_onnx(a)), force)
+        return
+    from dmcodec.files import encode_file, identify
+
+    codec = load_codec(model, device)
+    identity = identify(codec)
+
+    def work(path: Path, target: Path) -> None:
+        write_bytes(target, encode_file(codec, identity, path, num_codebooks=num_codebooks))
+
+    _for_each("encoding", paths, targets, work, force)
+
+
+def decode(
+    inputs: Inputs,
+    output: Output = None,
+    num_codebooks: NumCodebooks = None,
+    model: Model = None,
+    device: Device = "cpu",
+    force: Force = False,
+    skip_damage: Annotated[
+        bool, typer.Option("--skip-damage", help="Read around damaged chunks; they are silent.")
+    ] = False,
+    any_model: Annotated[
+        bool, typer.Option("--any-model", help="Decode codes that another model made.")
+    ] = False,
+    backend: Backend = streams.Runtime.TORCH,
+) -> None:
+    """Decode .dmc files to 16-bit WAV files."""
+    from dmcodec.audio import write_audio_blocks
+    from dmcodec.paths import find_inputs, plan_outputs
+
+    paths = find_inputs(inputs, [".dmc"])
+    targets = plan_outputs(inputs, paths, output, ".wav")
+    if backend == streams.Runtime.ONNX:
+        decode_onnx = streams.onnx_decoder(model, num_codebooks, any_model=any_model)
+        _for_each("decoding", paths, targets, lambda a, b: decode_onnx(_read_bytes(a), b), force)
+        return
+    from dmcodec.files import decode_blocks, identify
+
+    codec = load_codec(model, device)
+    identity = None if any_model else identify(codec)
+
+    def work(path: Path, target: Path) -> None:
+        blocks, damaged = decode_blocks(
+            codec,
+            identity,
+            _read_bytes(path),
+            num_codebooks=num_codebooks,
+            on_damage="skip" if skip_damage else "raise",
+        )
+        target.parent.mkdir(parents=True, exist_ok=True)
+        write_audio_blocks(target, blocks, codec.config.sample_rate)
+        if damaged:
+            typer.echo(f"{path}: chunks {', '.join(map(str, damaged))} are damaged and silent")
+
+    _for_each("decoding", paths, targets, work, force)
+
+
+def reconstruct(
+    inputs: Inputs,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "-o", "--output", metavar="DIR", help="Writes WAV, .dmc and PNG; default: measure only."
+        ),
+    ] = None,
+    num_codebooks: NumCodebooks = None,
+    model: Model = None,
+    device: Device = "cpu",
+    force: Force = False,
+) -> None:
+    """Encode and decode sound files (or a .jsonl manifest), and measure what is left of them."""
+    import torch
+
+    from dmcodec.audio import write_audio
+    from dmcodec.files import identify, plot_reconstruction
+    from dmcodec.files import reconstruct as reconstruct_file
+    from dmcodec.paths import plan_outputs, write_bytes
+
+    paths = _find_speech(inputs)
+    folder = output if output is not None else Path()
+    targets = plan_outputs(inputs, paths, folder, ".wav")
+    codec = load_codec(model, device)
+    identity = identify(codec)
+    codec.decode(codec.encode(torch.zeros(codec.config.sample_rate)))  # the first pass sets up
+    results: dict[Path, Reconstruction] = {}
+
+    def work(path: Path, target: Path) -> None:
+        result = reconstruct_file(codec, identity, path, num_codebooks=num_codebooks)
+        results[path] = result
+        if output is not None:
+            write_bytes(target.with_suffix(".dmc"), result.data)
+            write_audio(target, result.decoded, codec.config.sample_rate)
+            plot_reconstruction(
+                result, codec.config.sample_rate, path.name, target.with_suffix(".png")
+            )
+
+    failed = _for_each("reconstructing", paths, targets, work, force or output is None, end=False)
+    _show_reconstructions(codec, results)
+    if output is not None and results:
+        typer.echo(f"wrote WAV, .dmc and PNG of {len(results)} file(s) to {output}")
+    if failed:
+        raise typer.Exit(1)
+
+
+def info(
+    what: Annotated[
+        str | None,
+        typer.Argument(metavar="[FILE|MODEL]", help="A .dmc file, a codec folder or a Hub id."),
+    ] = None,
+) -> None:
+    """Say what a .dmc file or a model is; without argument, the bundled model."""
+    if what is not None and Path(what).is_file():
+        _show_table(Path(what).name, _describe_file(Path(what)))
+    else:
+        codec = load_codec(what, "cpu")
+        _show_table(codec.model_id, _describe_codec(codec))
+
+
+def _for_each(
+    title: str,
+    paths: Sequence[Path],
+    targets: Sequence[Path],
+    work: Callable[[Path, Path], None],
+    force: bool,
+    *,
+    end: bool = True,
+) -> bool:
+    """Works on every file with a progress bar; what fails is named with its reason at the end.
+
+    Gives whether any failed; with `end` the command ends with exit code 1 instead.
+    """
+    from rich.progress import Progress
+
+    failures: list[str] = []
+    with Progress(transient=True, disable=len(paths) < 2) as progress:
+        for path, target in progress.track(
+            list(zip(paths, targets, strict=True)), description=title
+        ):
+            try:
+                if target.exists() and not force:
+                    raise FileExistsError(f"{target} exists: give --force to replace it")
+                work(path, target)
+            except (ValueError, OSError) as problem:
+                text = str(problem)
+                failures.append(text if str(path) in text else f"{path}: {text}")
+    for failure in failures:
+        typer.secho(f"dmcodec: {failure}", fg="red", err=True)
+    if failures or len(paths) > 1:
+        typer.echo(f"{title}: {len(paths) - len(failures)} done, {len(failures)} failed", err=True)
+    if failures and end:
+        raise typer.Exit(1)
+    return bool(failures)
+
+
+def _find_speech(inputs: Sequence[Path]) -> list[Path]:
+    """Sound files of files, folders and manifests."""
+    from dmcodec.manifest import read_manifest
+    from dmcodec.paths import find_inputs
+
+    paths: list[Path] = []
+    for path in inputs:
+        if path.suffix in (".jsonl", ".tsv", ".scp"):
+            paths += [utterance.sound_file for utterance in read_manifest(path)]
+        else:
+            paths += find_inputs([path])
+    return paths
+
+
+def _read_bytes(path: Path) -> bytes:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    return path.read_bytes()
+
+
+def _describe_file(path: Path) -> dict[str, str]:
+    from dmcodec.audio import samples_to_seconds
+    from dmcodec.tokens.bitstream import read_header
+
+    data = path.read_bytes()
+    header = read_header(data)
+    state = "whole" if len(data) == header.file_bytes else f"cut or grown: {header.file_bytes} due"
+    return {
+        "duration": f"{samples_to_seconds(header.num_samples, header.sample_rate):.3f} s, "
+        f"{header.num_samples} samples at {header.sample_rate} Hz",
+        "codes": f"{header.num_codebooks} books of {header.codebook_size}, "
+        f"{header.num_frames} frames of {header.hop_length} samples",
+        "bitrate": f"{header.bitrate_kbps:g} kbps nominal",
+        "size": f"{len(data)} bytes ({state}) in {header.num_chunks} chunks",
+        "model": f"{header.model_id} ({header.model_hash})",
+    }
+
+
+def _describe_codec(codec: "Codec") -> dict[str, str]:
+    config = codec.config
+    num_parameters = sum(p.numel() for p in codec.parameters()) + codec.quantizer.codebooks.numel()
+    return {
+        "audio": f"{config.sample_rate} Hz mono, {config.frame_rate:g} frames/s",
+        "codes": f"{config.quantizer.num_codebooks} books of {config.quantizer.codebook_size}, "
+        f"{config.bitrate_kbps:g} kbps",
+        "parameters": f"{num_parameters / 1e6:.2f} million, codebooks included",
+        "network": f"{config.seanet.num_filters} filters, strides "
+        f"{', '.join(map(str, config.seanet.strides))}, latent size {config.seanet.latent_dim}",
+        "hash": codec.fingerprint(),
+    }
+
+
+def _show_reconstructions(codec: "Codec", results: "dict[Path, Reconstruction]") -> None:
+    """One file in full, or a row for each of several and their means."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console, sample_rate = Console(), codec.config.sample_rate
+    if len(results) == 1:
+        ((path, result),) = results.items()
+        _show_table(f"{path.name} through {codec.model_id}", _describe_result(codec, result))
+    elif results:
+        table = Table(title=codec.model_id)
+        table.add_column("file", overflow="fold")
+        for name in ("seconds", "STOI", "PESQ-WB", "encode", "decode"):
+            table.add_column(name, justify="right", no_wrap=True)
+        for path, result in list(results.items())[:20]:
+            duration_s = len(result.original) / sample_rate
+            table.add_row(
+                path.name,
+                f"{duration_s:.2f}",
+                *(f"{result.scores[n]:.3f}" if n in result.scores else "-" for n in _SCORES),
+                f"{duration_s / result.encode_s:.0f}x",
+                f"{duration_s / result.decode_s:.0f}x",
+            )
+        console.print(table)
+        if len(results) > 20:
+            console.print(f"... and {len(results) - 20} more files")
+        console.print(_summarize(list(results.values()), sample_rate), soft_wrap=True)
+    for path, result in results.items():
+        for reason in result.missing.values():
+            console.print(f"{path.name}: {reason}", soft_wrap=True)
+
+
+def _describe_result(codec: "Codec", result: "Reconstruction") -> dict[str, str]:
+    """What one reconstruction cost and is worth."""
+    from dmcodec.audio import samples_to_seconds
+
+    num_samples, num_bytes = len(result.original), len(result.data)
+    duration_s = samples_to_seconds(num_samples, codec.config.sample_rate)
+    pcm_bytes = 2 * num_samples
+    books = len(result.codes)
+    rows = {
+        "speech": f"{duration_s:.2f} s at {codec.config.sample_rate} Hz",
+        "codes": f"{codec.config.frame_rate * books:.0f} a second ({codec.config.frame_rate:g} "
+        f"frames/s x {books} books of {codec.config.quantizer.codebook_size})",
+        "bitrate": f"{codec.config.bitrate_kbps * books / codec.config.quantizer.num_codebooks:g}"
+        f" kbps of codes, {num_bytes * 8 / duration_s / 1000:.2f} kbps with header and checksums",
+        "size": f"{num_bytes} bytes as .dmc, {pcm_bytes} as 16-bit PCM "
+        f"({pcm_bytes / num_bytes:.0f} times less)",
+        "speed": f"encode {duration_s / result.encode_s:.0f}x, decode "
+        f"{duration_s / result.decode_s:.0f}x real time",
+    }
+    for name, title in _SCORES.items():
+        if name in result.scores:
+            rows[title] = f"{result.scores[name]:.3f} against the input"
+    return rows
+
+
+def _summarize(results: "list[Reconstruction]", sample_rate: int) -> str:
+    """Means over files; speed over the total."""
+    total_s = sum(len(r.original) for r in results) / sample_rate
+    encode_s, decode_s = sum(r.encode_s for r in results), sum(r.decode_s for r in results)
+    parts = [f"mean of {len(results)} files, {total_s / 60:.1f} min:"]
+    for name, title in _SCORES.items():
+        values = [r.scores[name] for r in results if name in r.scores]
+        if values:
+            parts.append(f"{title} {sum(values) / len(values):.3f} (n = {len(values)}),")
+    size_bits = 8 * sum(len(r.data) for r in results)
+    parts.append(f"{size_bits / total_s / 1000:.2f} kbps with headers,")
+    parts.append(f"encode {total_s / encode_s:.0f}x, decode {total_s / decode_s:.0f}x real time")
+    return " ".join(parts)
+
+
+def _show_table(title: str, rows: dict[str, str]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title, show_header=False)
+    for key, value in rows.items():
+        table.add_row(key, value)
+    Console().print(table)

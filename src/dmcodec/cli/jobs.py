@@ -1,0 +1,361 @@
+"""Commands that take long and go on where they stopped: train, teach, tokenize, evaluate..."""
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from dmcodec.cli.options import CommandError, Device, Model, NumCodebooks, load_codec
+
+if TYPE_CHECKING:
+    from dmcodec.evaluation.summary import Summary
+
+
+def train(
+    config: Annotated[Path, typer.Argument(metavar="CONFIG.toml", help="The experiment.")],
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "-o", "--output", metavar="DIR", help="Folder of the run; default: runs/NAME."
+        ),
+    ] = None,
+    assignments: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Change a key: --set losses.mel_weight=2."),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the run's last checkpoint.")
+    ] = False,
+    device: Annotated[str, typer.Option(help="auto or cpu.")] = "auto",
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads of each process.")] = None,
+) -> None:
+    """Train a codec as an experiment file says; several processes: start with torchrun."""
+    try:
+        import accelerate  # noqa: F401
+        import tensorboard  # noqa: F401
+    except ImportError as error:
+        raise CommandError(f"training needs {error.name}: pip install 'dmcodec[train]'") from error
+    import torch
+
+    from dmcodec.config import load_config
+    from dmcodec.training.experiment import Experiment
+    from dmcodec.training.loop import train as train_codec
+    from dmcodec.training.step import TrainingDiverged
+
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    if threads is not None:
+        torch.set_num_threads(threads)
+    experiment = load_config(config, Experiment, assignments)
+    folder = output if output is not None else Path("runs") / config.stem
+    try:
+        scores = train_codec(experiment, folder, resume=resume, device=device)
+    except TrainingDiverged as problem:
+        raise CommandError(str(problem)) from problem
+    figures = ", ".join(f"{name} {value:.3f}" for name, value in scores.items()) or "no validation"
+    typer.echo(f"finished: {figures}. The codec is in {folder / 'codec'}")
+
+
+def teach(
+    config: Annotated[Path, typer.Argument(metavar="CONFIG.toml", help="The experiment.")],
+    assignments: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Change a key, as for train."),
+    ] = None,
+    processes: Annotated[int, typer.Option(min=1, help="Processes, each with its models.")] = 1,
+    device: Device = "cpu",
+    max_failed_percent: Annotated[
+        float, typer.Option(min=0, help="More failed utterances than this end with exit code 1.")
+    ] = 1.0,
+) -> None:
+    """Compute the teachers' features of an experiment once; run again to go on where it stopped."""
+    from dmcodec.config import load_config
+    from dmcodec.training.experiment import Experiment
+    from dmcodec.training.teach import teach as teach_stores
+
+    experiment = load_config(config, Experiment, assignments)
+    with _stage_progress() as progress:
+        summaries = teach_stores(
+            experiment, num_processes=processes, device=device, on_progress=progress
+        )
+    for folder, summary in summaries.items():
+        for name, reason in list(summary.failed.items())[:20]:
+            typer.secho(f"dmcodec: {name}: {reason}", fg="red", err=True)
+        typer.echo(
+            f"{folder}: {summary.num_done} done ({summary.num_without_features} of them without "
+            f"any feature), {summary.num_skipped} there before, {len(summary.failed)} failed"
+        )
+    if any(100 * each.failed_share > max_failed_percent for each in summaries.values()):
+        raise typer.Exit(1)
+
+
+def tokenize(  # noqa: PLR0913 (one for each flag)
+    manifests: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="MANIFEST...",
+            help="Folder, .jsonl, .tsv, wav.scp, Lhotse cuts, .parquet, .tar or saved dataset.",
+        ),
+    ],
+    output: Annotated[
+        Path, typer.Option("-o", "--output", metavar="OUT", help="Folder for the shards.")
+    ],
+    model: Model = None,
+    device: Device = "cpu",
+    num_codebooks: NumCodebooks = None,
+    shard_size: Annotated[int, typer.Option(min=1, help="Utterances in a shard.")] = 256,
+    max_seconds: Annotated[
+        float | None, typer.Option(min=0.01, help="List longer ones as failed; default: no limit.")
+    ] = None,
+    batch_seconds: Annotated[
+        float | None,
+        typer.Option(min=0.01, help="Speech in a batch; default: 16 on the CPU, else 400."),
+    ] = None,
+    max_failures: Annotated[
+        int, typer.Option(min=0, help="More failed utterances than this stop the job.")
+    ] = 100,
+    readers: Annotated[int, typer.Option(min=1, help="Threads that read sound files.")] = 2,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="CPU threads of the network, of each Ray worker.")
+    ] = None,
+    webdataset: Annotated[
+        bool, typer.Option("--webdataset", help="Write WebDataset tars too.")
+    ] = False,
+    dmc: Annotated[bool, typer.Option("--dmc", help="Write a .dmc file of each too.")] = False,
+    ray: Annotated[bool, typer.Option("--ray", help="Share the work on a Ray cluster.")] = False,
+    ray_address: Annotated[
+        str | None,
+        typer.Option(help="auto, local, HOST:PORT, ray://HOST:10001; default: find or start."),
+    ] = None,
+    ray_workers: Annotated[int, typer.Option(min=1, help="Ray workers with the model.")] = 1,
+) -> None:
+    """Turn a corpus into Parquet shards of tokens; run again to go on where it stopped."""
+    import torch
+
+    from dmcodec.audio import seconds_to_samples
+    from dmcodec.manifest import read_manifests
+    from dmcodec.tokens.corpus import Cluster, describe_corpus
+    from dmcodec.tokens.corpus import tokenize as tokenize_corpus
+    from dmcodec.tokens.pipeline import Speed
+
+    if batch_seconds is None:
+        batch_seconds = 16.0 if device == "cpu" else 400.0
+    utterances = read_manifests(manifests)
+    codec = load_codec(model, "cpu" if ray else device)
+    if threads is not None:
+        torch.set_num_threads(threads)
+    rate = codec.config.sample_rate
+    corpus = describe_corpus(
+        codec,
+        utterances,
+        num_codebooks=num_codebooks,
+        shard_size=shard_size,
+        max_samples=None if max_seconds is None else seconds_to_samples(max_seconds, rate),
+        has_webdataset=webdataset,
+        has_dmc=dmc,
+    )
+    cluster = Cluster(
+        address=ray_address,
+        num_workers=ray_workers,
+        device=device,
+        threads_per_worker=threads,
+    )
+    try:
+        with _progress("tokenizing", len(utterances)) as advance:
+            job = tokenize_corpus(
+                codec,
+                utterances,
+                output,
+                corpus,
+                speed=Speed(
+                    batch_samples=seconds_to_samples(batch_seconds, rate), num_readers=readers
+                ),
+                cluster=cluster if ray else None,
+                max_failures=max_failures,
+                on_progress=advance,
+            )
+    except OSError as problem:
+        raise CommandError(
+            f"{output}: {problem.strerror or problem}; finished shards are kept: run the same "
+            "command again to go on"
+        ) from problem
+    except torch.OutOfMemoryError as problem:
+        raise CommandError("out of memory: lower --batch-seconds") from problem
+    for failure in job.failures[:20]:
+        typer.secho(f"dmcodec: {failure['id']}: {failure['reason']}", fg="red", err=True)
+    typer.echo(job.describe(rate))
+
+
+def evaluate(
+    manifests: Annotated[
+        list[Path],
+        typer.Argument(metavar="MANIFEST...", help="Clips: .jsonl, .tsv, .scp, or folders."),
+    ],
+    systems: Annotated[
+        list[str],
+        typer.Option(
+            "--system",
+            metavar="NAME=KIND:ARG",
+            help="dmcodec:bundled, dmcodec:FOLDER@1:4 (books), published:CONFIG,CHECKPOINT, "
+            "transformers:MODEL, opus:KBPS, codec2:MODE, ffmpeg:ENCODER,KBPS, folder:DIR, "
+            "command:'PROGRAM {in} {out}'. Repeat it for more.",
+        ),
+    ],
+    output: Annotated[
+        Path,
+        typer.Option("-o", "--output", metavar="DIR", help="Folder of results; goes on from it."),
+    ] = Path("evaluation"),
+    protocol: Annotated[
+        str, typer.Option(help="full, or dmcodec-300: 300 clips of LibriSpeech test-clean.")
+    ] = "full",
+    num_clips: Annotated[
+        int | None, typer.Option(min=1, help="Draw this many clips of the list.")
+    ] = None,
+    measures: Annotated[
+        str | None, typer.Option(metavar="A,B,...", help="Groups of measures; default: all.")
+    ] = None,
+    recognizer: Annotated[
+        str, typer.Option(help="pocketsphinx, or a Hugging Face CTC or Whisper model.")
+    ] = "pocketsphinx",
+    processes: Annotated[
+        int | None, typer.Option(min=0, help="Default: one for each processor; 0: no extra ones.")
+    ] = None,
+    device: Device = "cpu",
+    export: Annotated[
+        str | None, typer.Option(metavar="versa", help="Also write the input lists of VERSA.")
+    ] = None,
+    output_format: Annotated[
+        str, typer.Option("--format", help="Of the table on screen: table or markdown.")
+    ] = "table",
+    assignments: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="Anything else: reference=NAME, resample=speaker, kbps.NAME=6, "
+            "scoring.speaker_model=MODEL ... (docs/evaluation.md).",
+        ),
+    ] = None,
+) -> None:
+    """Say how good codecs are: every system on the same clips, with intervals and a report."""
+    import os
+
+    from dmcodec.config import apply_assignments, build_record
+    from dmcodec.evaluation.about import EvaluationConfig
+    from dmcodec.evaluation.run import evaluate as evaluate_systems
+
+    if output_format not in ("table", "markdown"):
+        raise CommandError(f"--format {output_format!r} is neither table nor markdown")
+    table = {
+        "manifests": manifests,
+        "systems": systems,
+        "protocol": protocol,
+        "num_clips": num_clips,
+        "num_processes": processes if processes is not None else os.cpu_count() or 1,
+        "export": export,
+        "scoring": {"recognizer": recognizer, "device": device},
+    }
+    if measures is not None:
+        table["measures"] = measures.split(",")
+    config = build_record(
+        EvaluationConfig, apply_assignments(table, assignments or []), source="evaluate"
+    )
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    with _stage_progress() as progress:
+        evaluation = evaluate_systems(config, output, progress)
+    _show_evaluation(evaluation.summary, as_markdown=output_format == "markdown")
+    written = f"report: {output / 'report.html'}; tables: table.md, table.csv; rows: rows.jsonl"
+    typer.echo(written, err=True)
+    if evaluation.failed_share > config.max_failed_share:
+        raise CommandError(
+            f"{evaluation.failed_share:.1%} of the reconstructions failed, more than the "
+            f"{config.max_failed_share:.1%} that are allowed (--set max_failed_share=...); "
+            "summary.json names them"
+        )
+
+
+def ablate(
+    config: Annotated[
+        Path, typer.Argument(metavar="CONFIG", help="A table of runs: configs/ablations/*.toml.")
+    ],
+    output: Annotated[
+        Path, typer.Option("-o", "--output", metavar="DIR", help="Folder of runs and results.")
+    ],
+    assignments: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="KEY=VALUE", help="Of the table: seeds=[1], num_word_clips=50 ..."
+        ),
+    ] = None,
+    processes: Annotated[int, typer.Option(min=1, help="For features and scores.")] = 1,
+    device: Device = "auto",
+) -> None:
+    """Train and measure every row of a table of ablations; run again to go on."""
+    from dmcodec.ablation import AblationConfig
+    from dmcodec.ablation import ablate as run_table
+    from dmcodec.config import load_config
+
+    table = load_config(config, AblationConfig, assignments)
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    with _stage_progress() as progress:
+        text = run_table(table, output, device=device, num_processes=processes, progress=progress)
+    typer.echo(text)
+    typer.echo(f"the table is in {output / 'table.md'}")
+
+
+@contextmanager
+def _progress(title: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A progress bar; gives the function that moves it on."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+
+    columns = ("[progress.description]{task.description}", BarColumn(), MofNCompleteColumn())
+    with Progress(*columns, TimeRemainingColumn(), transient=True) as progress:
+        task = progress.add_task(title, total=total)
+        yield lambda count: progress.advance(task, count)
+
+
+@contextmanager
+def _stage_progress() -> Iterator[Callable[[str, int, int], None]]:
+    """A progress bar for each stage of a job, as a function of (stage, done, total)."""
+    from rich.console import Console
+    from rich.progress import Progress, TaskID
+
+    tasks: dict[str, TaskID] = {}
+    with Progress(console=Console(stderr=True)) as progress:
+
+        def show(stage: str, done: int, total: int) -> None:
+            if stage not in tasks:
+                tasks[stage] = progress.add_task(stage, total=total)
+            progress.update(tasks[stage], completed=done, total=max(1, total))
+
+        yield show
+
+
+def _show_evaluation(summary: "Summary", *, as_markdown: bool) -> None:
+    """The main measures of every system, without intervals: those are in the files."""
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+
+    from dmcodec.evaluation.tables import missing_notes, short_table, to_short_markdown
+
+    if as_markdown:
+        typer.echo(to_short_markdown(summary), nl=False)
+        return
+    headings, rows = short_table(summary)
+    title = f"{summary.about['clips']}, hash {summary.about['hash of clips']}"
+    table = Table(title=title, box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column(headings[0], no_wrap=True)
+    for heading in headings[1:]:
+        table.add_column(heading, justify="right")
+    for row in rows:
+        table.add_row(*row)
+    console = Console()
+    console.print(table)
+    for key in ("recognizer", "machine", "versions"):
+        if key in summary.about:
+            console.print(f"{key}: {summary.about[key]}", highlight=False)
+    for note in missing_notes(summary):
+        console.print(note, highlight=False)

@@ -1,0 +1,45 @@
+"""What commands share: options, the loading of a codec, and errors that users see."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from dmcodec.codec.model import Codec
+
+Inputs = Annotated[list[Path], typer.Argument(metavar="IN...", help="Files or folders.")]
+Output = Annotated[
+    Path | None,
+    typer.Option("-o", "--output", metavar="DIR", help="Folder for results; default: beside IN."),
+]
+Model = Annotated[
+    str | None,
+    typer.Option(
+        metavar="MODEL", help="Codec folder or Hugging Face id; default: the bundled one."
+    ),
+]
+Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps.")]
+NumCodebooks = Annotated[
+    int | None, typer.Option(min=1, help="Use the first N books only; default: all.")
+]
+Force = Annotated[bool, typer.Option("--force", help="Replace results that exist.")]
+
+
+class CommandError(Exception):
+    """Ends the command with one sentence and exit code 1."""
+
+
+def load_codec(model: str | None, device: str) -> "Codec":
+    """The codec on a device that works, or a CommandError."""
+    import torch
+
+    from dmcodec.codec.checkpoint import load
+
+    try:
+        target = torch.device(device)
+        if target.type != "cpu":
+            torch.zeros(1, device=target)
+    except (RuntimeError, AssertionError) as problem:
+        raise CommandError(f"device {device!r} cannot be used: {problem}") from problem
+    return load(model).to(target)
