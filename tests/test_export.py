@@ -20,6 +20,7 @@ pytest.importorskip("onnxruntime")
 
 from dmcodec.export import export_onnx, measure_export
 from dmcodec.onnx_codec import OnnxCodec
+from dmcodec.tokens.bitstream import loads
 
 
 def make_codec(**seanet: object) -> Codec:
@@ -90,6 +91,30 @@ def test_bad_input_is_refused(pair: tuple, tmp_path: Path) -> None:
         OnnxCodec(tmp_path)
 
 
+@pytest.mark.parametrize("num_samples", [1, 320, 3201, 16_000, 16_123])
+def test_long_sound_in_windows_equals_the_whole(
+    pair: tuple, num_samples: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, exported, _ = pair
+    rng = np.random.default_rng(num_samples)
+    waveform = (0.1 * rng.standard_normal(num_samples)).astype(np.float32)
+    whole = exported.encode(waveform)
+    sound = exported.decode(whole, num_samples)
+    blocks = np.split(waveform, sorted(rng.integers(0, num_samples + 1, 3)))
+    # Random weights forget within a few frames; a trained codec's windows are 10 s wide.
+    monkeypatch.setattr("dmcodec.onnx_codec.WINDOW_FRAMES", 10)
+    monkeypatch.setattr("dmcodec.onnx_codec.CONTEXT_FRAMES", 30)
+
+    codes, counted = exported.encode_long(blocks, num_codebooks=2)
+    decoded = np.concatenate(list(exported.decode_long(whole, num_samples)))
+
+    assert counted == num_samples
+    np.testing.assert_array_equal(codes, whole[:2])
+    np.testing.assert_allclose(decoded, sound, atol=1e-3)  # of full scale: not quite forgotten
+    with pytest.raises(ValueError, match="audio is empty"):
+        exported.encode_long([np.zeros(0, np.float32)])
+
+
 _WITHOUT_TORCH = """
 import sys
 class Refuse:
@@ -128,6 +153,29 @@ def test_the_command_line_encodes_and_decodes_without_torch(pair: tuple, tmp_pat
     np.testing.assert_allclose(
         read_audio(tmp_path / "b" / "a.wav"), expected, atol=1 / 32768, rtol=1e-4
     )
+
+
+def test_damage_is_skipped_without_torch_too(pair: tuple, tmp_path: Path) -> None:
+    _, _, folder = pair
+    write_audio(tmp_path / "a.wav", np.full(320 * 600, 0.1, np.float32))
+    given = ["--backend", "onnx", "--model", str(folder), "-o", str(tmp_path / "b")]
+    result = CliRunner().invoke(cli.app, ["encode", str(tmp_path / "a.wav"), *given])
+    assert result.exit_code == 0, result.output
+    path = tmp_path / "b" / "a.dmc"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    is_valid = loads(bytes(data), on_damage="skip").is_frame_valid.repeat(320)
+
+    refused = CliRunner().invoke(cli.app, ["decode", str(path), *given])
+    result = CliRunner().invoke(cli.app, ["decode", str(path), *given, "--skip-damage"])
+
+    assert refused.exit_code == 1
+    assert "are damaged and silent" in result.output
+    sound = read_audio(tmp_path / "b" / "a.wav")
+    assert len(sound) == len(is_valid)
+    assert not sound[~is_valid].any()
+    assert sound[is_valid].any()
 
 
 def test_int8_keeps_most_codes_and_the_report_says_how_many(tmp_path: Path) -> None:

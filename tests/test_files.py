@@ -34,7 +34,7 @@ def test_long_files_read_in_parts_give_the_codes_of_the_whole(
     whole = encode_file(codec, identify(codec), path)
 
     monkeypatch.setattr("dmcodec.files.LONG_FRAMES", 8)
-    monkeypatch.setattr("dmcodec.files.READ_FRAMES", 7)
+    monkeypatch.setattr("dmcodec.audio.PART_SECONDS", 0.14)
 
     assert encode_file(codec, identify(codec), path) == whole
 

@@ -20,6 +20,9 @@ import soxr  # type: ignore[import-untyped]
 Waveform = npt.NDArray[np.float32]
 
 SAMPLE_RATE = 16_000
+PART_SECONDS = 600.0
+"""Of sound that is held at a time. So many that formats without seeking (MP3, Ogg) are not decoded
+over and over."""
 AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff")
 
 # Reading in blocks keeps the memory bounded by what the file really holds, whatever its header
@@ -133,22 +136,45 @@ def read_audio(
 
 def read_parts(
     path: Path | str | SoundBytes,
-    part_samples: int,
     *,
     sample_rate: int,
     start_samples: int = 0,
     num_samples: int,
 ) -> Iterator[Waveform]:
-    """A slice of a sound file in consecutive parts of `part_samples`, the last one shorter.
+    """A slice of a sound file in consecutive parts of `PART_SECONDS`, the last one shorter.
 
     Memory holds one part at a time; joined, they are what `read_audio` gives for the slice (to
-    1e-6 where it resamples). Ogg and MP3 are decoded from the beginning for every part, so parts
-    should be minutes long. Raises as `read_audio` does, when a part is asked for.
+    1e-6 where it resamples). Raises as `read_audio` does, when a part is asked for.
     """
+    part_samples = round(PART_SECONDS * sample_rate)
     end = start_samples + num_samples
     for start in range(start_samples, end, part_samples):
         length = min(part_samples, end - start)
         yield read_audio(path, sample_rate=sample_rate, start_samples=start, num_samples=length)
+
+
+def overlapping_parts(
+    blocks: Iterable[Waveform], part_samples: int, context_samples: int
+) -> Iterator[tuple[Waveform, int]]:
+    """Consecutive parts of a waveform, each with context on either side.
+
+    Args:
+        blocks: the waveform in consecutive blocks `[T_i]` of any sizes.
+        part_samples: of a part; the last is longer by up to the context, or shorter.
+        context_samples: before and after a part, as far as there is sound.
+
+    Yields a part with its context, and how many samples of context come before the part.
+    """
+    buffer = np.zeros(0, np.float32)
+    before = 0
+    for block in blocks:
+        buffer = np.concatenate([buffer, block])
+        while len(buffer) > before + part_samples + context_samples:
+            yield buffer[: before + part_samples + context_samples], before
+            drop = max(0, before + part_samples - context_samples)
+            buffer, before = buffer[drop:], before + part_samples - drop
+    if len(buffer) > before:
+        yield buffer, before
 
 
 def write_audio(

@@ -19,10 +19,10 @@ from dmcodec.audio import (
     read_parts,
     samples_to_seconds,
 )
-from dmcodec.codec.long import READ_FRAMES, decode_long, encode_long
+from dmcodec.codec.long import decode_long, encode_long
 from dmcodec.codec.model import LONG_FRAMES, Codec, Encoded
 from dmcodec.quality import Unmeasurable, pesq_wb, stoi
-from dmcodec.tokens.bitstream import MAX_MODEL_ID_LENGTH, Header, dumps, loads
+from dmcodec.tokens.bitstream import MAX_MODEL_ID_LENGTH, Header, dumps, loads, silence_lost_frames
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def encode_file(
     total = audio_info(path).num_samples_at(sample_rate)
     if total <= LONG_FRAMES * hop_length:
         return pack(codec, identity, codec.encode(path, num_codebooks=num_codebooks))
-    parts = read_parts(path, READ_FRAMES * hop_length, sample_rate=sample_rate, num_samples=total)
+    parts = read_parts(path, sample_rate=sample_rate, num_samples=total)
     codes, num_samples = encode_long(
         codec, map(torch.from_numpy, parts), num_codebooks=num_codebooks
     )
@@ -141,18 +141,12 @@ def decode_blocks(
 
     def blocks() -> Iterator[Waveform]:
         if header.num_frames <= LONG_FRAMES:
-            pieces = iter([codec.decode(encoded)[0]])
+            yield codec.decode(encoded)[0].cpu().numpy()
         else:
-            pieces = decode_long(codec, encoded.codes[0], header.num_samples)
-        start = 0
-        for piece in pieces:
-            frames = np.arange(start, start + len(piece)) // header.hop_length
-            waveform = piece.cpu().numpy()
-            waveform[~file.is_frame_valid[frames]] = 0.0
-            start += len(piece)
-            yield waveform
+            for piece in decode_long(codec, encoded.codes[0], header.num_samples):
+                yield piece.cpu().numpy()
 
-    return blocks(), file.damaged_chunks
+    return silence_lost_frames(blocks(), file), file.damaged_chunks
 
 
 def reconstruct(

@@ -2,13 +2,18 @@
 
 import json
 import os
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from dmcodec.audio import overlapping_parts
 from dmcodec.tokens.bitstream import Header
+
+WINDOW_FRAMES, CONTEXT_FRAMES = 3000, 500
+"""Long sound is worked on a minute at a time with 10 s on either side (the paper's codec)."""
 
 FORMAT = "dmcodec-onnx/1"
 ENCODER_NAME, DECODER_NAME, CONFIG_NAME = "encoder.onnx", "decoder.onnx", "codec.json"
@@ -84,6 +89,42 @@ class OnnxCodec:
         waveform: NDArray[np.float32] = self._decoder.run(None, {"codes": batch})[0][:, 0]
         waveform = waveform[:, :num_samples]
         return waveform[0] if codes.ndim == 2 else waveform
+
+    def encode_long(
+        self, blocks: Iterable[NDArray[np.float32]], *, num_codebooks: int | None = None
+    ) -> tuple[NDArray[np.int64], int]:
+        """Codes [K, L] of a waveform that comes in blocks [T_i], and its number of samples.
+
+        Memory does not grow with the length. The network sees windows with context, so codes are
+        those of the whole but for what its LSTM remembers from further away (docs/results.md).
+        Raises ValueError for no samples, and as `encode` does.
+        """
+        found: list[NDArray[np.int64]] = []
+        num_samples = 0
+        parts = overlapping_parts(
+            blocks, WINDOW_FRAMES * self.hop_length, CONTEXT_FRAMES * self.hop_length
+        )
+        rest = None
+        for part, before in parts:
+            codes = self.encode(part, num_codebooks=num_codebooks)[:, before // self.hop_length :]
+            found.append(codes[:, :WINDOW_FRAMES])
+            rest = codes[:, WINDOW_FRAMES:]
+            num_samples = sum(c.shape[1] for c in found[:-1]) * self.hop_length + len(part) - before
+        if rest is None:
+            raise ValueError("audio is empty; give at least one sample")
+        return np.concatenate([*found, rest], axis=1), num_samples
+
+    def decode_long(self, codes: NDArray[Any], num_samples: int) -> Iterator[NDArray[np.float32]]:
+        """The waveform of codes [K, L] in blocks [T_i] that add up to `num_samples`.
+
+        In windows, as `encode_long`.
+        """
+        for start in range(0, codes.shape[1], WINDOW_FRAMES):
+            first, stop = max(0, start - CONTEXT_FRAMES), start + WINDOW_FRAMES
+            decoded = self.decode(codes[:, first : stop + CONTEXT_FRAMES])
+            begin = (start - first) * self.hop_length
+            end = min(stop * self.hop_length, num_samples) - first * self.hop_length
+            yield decoded[begin:end]
 
     def header(self, num_samples: int, num_codebooks: int) -> Header:
         """The header of a .dmc file of this codec's codes."""

@@ -43,11 +43,10 @@ class Source(NamedTuple):
             num_samples=self.num_samples,
         )
 
-    def read_parts(self, part_samples: int) -> Iterator[Waveform]:
+    def read_parts(self) -> Iterator[Waveform]:
         """The utterance in consecutive parts; see `dmcodec.audio.read_parts`."""
         return read_parts(
             self.sound,
-            part_samples,
             sample_rate=self.sample_rate,
             start_samples=self.start_samples,
             num_samples=self.num_samples,

@@ -170,7 +170,7 @@ def test_long_utterances_are_read_in_parts_and_get_the_codes_of_the_whole(
 
     with monkeypatch.context() as patch:
         patch.setattr("dmcodec.tokens.pipeline.LONG_FRAMES", 10)  # 3200 samples
-        patch.setattr("dmcodec.tokens.pipeline.READ_FRAMES", 4)
+        patch.setattr("dmcodec.audio.PART_SECONDS", 0.08)
         patch.setattr(Source, "read", read)
         job = run(codec, utterances, tmp_path / "parts", max_failures=1)
 

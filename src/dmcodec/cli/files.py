@@ -7,7 +7,17 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dmcodec.cli import streams
-from dmcodec.cli.options import Device, Force, Inputs, Model, NumCodebooks, Output, load_codec
+from dmcodec.cli.options import (
+    Device,
+    Force,
+    Inputs,
+    Model,
+    NumCodebooks,
+    Output,
+    load_codec,
+    read_bytes,
+    say_damaged,
+)
 
 if TYPE_CHECKING:
     from dmcodec.codec.model import Codec
@@ -71,8 +81,10 @@ def decode(
     paths = find_inputs(inputs, [".dmc"])
     targets = plan_outputs(inputs, paths, output, ".wav")
     if backend == streams.Runtime.ONNX:
-        decode_onnx = streams.onnx_decoder(model, num_codebooks, any_model=any_model)
-        _for_each("decoding", paths, targets, lambda a, b: decode_onnx(_read_bytes(a), b), force)
+        decode_onnx = streams.onnx_decoder(
+            model, num_codebooks, any_model=any_model, skip_damage=skip_damage
+        )
+        _for_each("decoding", paths, targets, decode_onnx, force)
         return
     from dmcodec.files import decode_blocks, identify
 
@@ -83,14 +95,14 @@ def decode(
         blocks, damaged = decode_blocks(
             codec,
             identity,
-            _read_bytes(path),
+            read_bytes(path),
             num_codebooks=num_codebooks,
             on_damage="skip" if skip_damage else "raise",
         )
         target.parent.mkdir(parents=True, exist_ok=True)
         write_audio_blocks(target, blocks, codec.config.sample_rate)
         if damaged:
-            typer.echo(f"{path}: chunks {', '.join(map(str, damaged))} are damaged and silent")
+            say_damaged(path, damaged)
 
     _for_each("decoding", paths, targets, work, force)
 
@@ -204,12 +216,6 @@ def _find_speech(inputs: Sequence[Path]) -> list[Path]:
         else:
             paths += find_inputs([path])
     return paths
-
-
-def _read_bytes(path: Path) -> bytes:
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file")
-    return path.read_bytes()
 
 
 def _describe_file(path: Path) -> dict[str, str]:

@@ -1,5 +1,6 @@
 """What commands share: options, the loading of a codec, and errors that users see."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -43,3 +44,15 @@ def load_codec(model: str | None, device: str) -> "Codec":
     except (RuntimeError, AssertionError) as problem:
         raise CommandError(f"device {device!r} cannot be used: {problem}") from problem
     return load(model).to(target)
+
+
+def read_bytes(path: Path) -> bytes:
+    """The content of a file; FileNotFoundError with one sentence."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    return path.read_bytes()
+
+
+def say_damaged(path: Path, damaged: Sequence[int]) -> None:
+    """What `decode --skip-damage` left silent."""
+    typer.echo(f"{path}: chunks {', '.join(map(str, damaged))} are damaged and silent")

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, BinaryIO, cast
 
 import typer
 
+from dmcodec.cli.options import read_bytes, say_damaged
+
 if TYPE_CHECKING:
     import numpy as np
 
@@ -263,40 +265,47 @@ def export(
 
 def onnx_encoder(model: str | None, num_codebooks: int | None) -> Callable[[Path], bytes]:
     """A function from a sound file to the bytes of its .dmc file; torch is not needed."""
-    from dmcodec.audio import read_audio
+    from dmcodec.audio import audio_info, read_parts
     from dmcodec.onnx_codec import OnnxCodec
     from dmcodec.tokens.bitstream import dumps
 
     codec = OnnxCodec(_export_folder(model))
 
     def encode(path: Path) -> bytes:
-        waveform = read_audio(path, sample_rate=codec.sample_rate)
-        codes = codec.encode(waveform, num_codebooks=num_codebooks)
-        return dumps(codes, codec.header(len(waveform), len(codes)))
+        parts = read_parts(
+            path,
+            sample_rate=codec.sample_rate,
+            num_samples=audio_info(path).num_samples_at(codec.sample_rate),
+        )
+        codes, num_samples = codec.encode_long(parts, num_codebooks=num_codebooks)
+        return dumps(codes, codec.header(num_samples, len(codes)))
 
     return encode
 
 
 def onnx_decoder(
-    model: str | None, num_codebooks: int | None, *, any_model: bool
-) -> Callable[[bytes, Path], None]:
-    """A function from the bytes of a .dmc file to a WAV file; torch is not needed."""
-    from dmcodec.audio import write_audio
+    model: str | None, num_codebooks: int | None, *, any_model: bool, skip_damage: bool
+) -> Callable[[Path, Path], None]:
+    """A function from a .dmc file to a WAV file; torch is not needed."""
+    from dmcodec.audio import write_audio_blocks
     from dmcodec.onnx_codec import OnnxCodec
-    from dmcodec.tokens.bitstream import loads
+    from dmcodec.tokens.bitstream import loads, silence_lost_frames
 
     codec = OnnxCodec(_export_folder(model))
 
-    def decode(data: bytes, target: Path) -> None:
-        file = loads(data)
-        if not any_model and file.header.model_hash != codec.model_hash:
+    def decode(path: Path, target: Path) -> None:
+        file = loads(read_bytes(path), on_damage="skip" if skip_damage else "raise")
+        header = file.header
+        if not any_model and header.model_hash != codec.model_hash:
             raise ValueError(
-                f"its codes are of model {file.header.model_id!r} ({file.header.model_hash}), the"
+                f"its codes are of model {header.model_id!r} ({header.model_hash}), the"
                 f" exported one is {codec.model_id!r} ({codec.model_hash})"
             )
-        waveform = codec.decode(file.codes[:num_codebooks], file.header.num_samples)
+        blocks = codec.decode_long(file.codes[:num_codebooks], header.num_samples)
         target.parent.mkdir(parents=True, exist_ok=True)
-        write_audio(target, waveform, codec.sample_rate)
+        write_audio_blocks(target, silence_lost_frames(blocks, file), codec.sample_rate)
+        if file.damaged_chunks:
+            say_damaged(path, file.damaged_chunks)
 
     return decode
 

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from dmcodec.audio import overlapping_parts
 from dmcodec.codec.conv import ceil_div
 from dmcodec.codec.fast import FastEncoder, fast_codec, is_lstm_stepped, run_direction, run_layers
 from dmcodec.codec.reach import decoder_reach, encoder_reach
@@ -25,10 +26,6 @@ if TYPE_CHECKING:
 
 CHUNK_FRAMES = 500
 """Frames of a piece: 10 s for the paper's codec."""
-
-READ_FRAMES = 30_000
-"""Frames of sound that callers read at a time: 10 minutes for the paper's codec. Few enough to
-hold, and so many that formats without seeking (MP3, Ogg) are not decoded over and over."""
 
 State = tuple[Tensor, Tensor]
 
@@ -121,21 +118,17 @@ def encode_windows(
     if window_frames < 1 or context_frames < 0:
         raise ValueError("window_frames must be 1 or more and context_frames 0 or more")
     hop_length = codec.config.hop_length
-    window, context = window_frames * hop_length, context_frames * hop_length
-    buffer = torch.zeros(0)  # begins `before` samples before the next window
-    before = 0
-    for block in blocks:
-        buffer = torch.cat([buffer, block.float().cpu()])
-        while len(buffer) > before + window + context:
-            part = codec.encode(buffer[: before + window + context], num_codebooks=num_codebooks)
-            first = before // hop_length
-            yield part.codes[0, :, first : first + window_frames]
-            drop = max(0, before + window - context)
-            buffer, before = buffer[drop:], before + window - drop
-    if len(buffer) == before:
+    waveforms = (block.float().cpu().numpy() for block in blocks)
+    parts = overlapping_parts(waveforms, window_frames * hop_length, context_frames * hop_length)
+    codes: Tensor | None = None
+    for part, before in parts:
+        codes = codec.encode(part, num_codebooks=num_codebooks).codes[0, :, before // hop_length :]
+        yield codes[:, :window_frames]
+    if codes is None:
         raise ValueError("audio is empty; give at least one sample")
-    rest = codec.encode(buffer, num_codebooks=num_codebooks).codes[0, :, before // hop_length :]
-    yield from rest.split(window_frames, dim=1)  # type: ignore[no-untyped-call]
+    # The last part has no context on the right: what follows its window are frames of their own.
+    for start in range(window_frames, codes.shape[1], window_frames):
+        yield codes[:, start : start + window_frames]
 
 
 @torch.no_grad()

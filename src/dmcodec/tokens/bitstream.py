@@ -7,7 +7,7 @@ known, and numpy with the standard library is enough to read codes anywhere.
 import re
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Literal
@@ -214,6 +214,17 @@ def loads(data: bytes, *, on_damage: Literal["raise", "skip"] = "raise") -> Code
     return CodeFile(
         header=header, codes=codes, is_frame_valid=is_frame_valid, damaged_chunks=tuple(reasons)
     )
+
+
+def silence_lost_frames(
+    blocks: Iterable[NDArray[np.float32]], file: CodeFile
+) -> Iterator[NDArray[np.float32]]:
+    """What was decoded from a file, in blocks [T_i], with zeros where its codes were lost."""
+    start = 0
+    for block in blocks:
+        frames = np.arange(start, start + len(block)) // file.header.hop_length
+        yield np.where(file.is_frame_valid[frames], block, np.float32(0))
+        start += len(block)
 
 
 def read_header(data: bytes) -> Header:

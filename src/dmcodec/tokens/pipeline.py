@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from dmcodec.audio import SAMPLE_RATE, Waveform, samples_to_seconds
-from dmcodec.codec.long import READ_FRAMES, encode_long
+from dmcodec.codec.long import encode_long
 from dmcodec.codec.model import LONG_FRAMES, Codec
 from dmcodec.manifest import Utterance
 from dmcodec.sources import Source, find_source, measure
@@ -193,7 +193,7 @@ def _encode_parts(
     Raises _Unreadable when a part cannot be read.
     """
     digest = blake2b(digest_size=16)
-    parts = source.read_parts(READ_FRAMES * info.hop_length)
+    parts = source.read_parts()
     wait_s = 0.0
 
     def read() -> Waveform | None:
