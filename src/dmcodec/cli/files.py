@@ -14,6 +14,7 @@ from dmcodec.cli.options import (
     Model,
     NumCodebooks,
     Output,
+    PrecisionName,
     load_codec,
     read_bytes,
     say_damaged,
@@ -36,6 +37,7 @@ def encode(
     num_codebooks: NumCodebooks = None,
     model: Model = None,
     device: Device = "cpu",
+    precision: PrecisionName = "float32",
     force: Force = False,
     backend: Backend = streams.Runtime.TORCH,
 ) -> None:
@@ -50,7 +52,7 @@ def encode(
         return
     from dmcodec.files import encode_file, identify
 
-    codec = load_codec(model, device)
+    codec = load_codec(model, device, precision)
     identity = identify(codec)
 
     def work(path: Path, target: Path) -> None:
@@ -65,6 +67,7 @@ def decode(
     num_codebooks: NumCodebooks = None,
     model: Model = None,
     device: Device = "cpu",
+    precision: PrecisionName = "float32",
     force: Force = False,
     skip_damage: Annotated[
         bool, typer.Option("--skip-damage", help="Read around damaged chunks; they are silent.")
@@ -88,7 +91,7 @@ def decode(
         return
     from dmcodec.files import decode_blocks, identify
 
-    codec = load_codec(model, device)
+    codec = load_codec(model, device, precision)
     identity = None if any_model else identify(codec)
 
     def work(path: Path, target: Path) -> None:
@@ -118,6 +121,7 @@ def reconstruct(
     num_codebooks: NumCodebooks = None,
     model: Model = None,
     device: Device = "cpu",
+    precision: PrecisionName = "float32",
     force: Force = False,
 ) -> None:
     """Encode and decode sound files (or a .jsonl manifest), and measure what is left of them."""
@@ -131,7 +135,7 @@ def reconstruct(
     paths = _find_speech(inputs)
     folder = output if output is not None else Path()
     targets = plan_outputs(inputs, paths, folder, ".wav")
-    codec = load_codec(model, device)
+    codec = load_codec(model, device, precision)
     identity = identify(codec)
     codec.decode(codec.encode(torch.zeros(codec.config.sample_rate)))  # the first pass sets up
     results: dict[Path, Reconstruction] = {}

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dmcodec.cli.options import CommandError, Device, Model, NumCodebooks, load_codec
+from dmcodec.cli.options import CommandError, Device, Model, NumCodebooks, PrecisionName, load_codec
 
 if TYPE_CHECKING:
     from dmcodec.evaluation.summary import Summary
@@ -104,6 +104,7 @@ def tokenize(  # noqa: PLR0913 (one for each flag)
     ],
     model: Model = None,
     device: Device = "cpu",
+    precision: PrecisionName = "float32",
     num_codebooks: NumCodebooks = None,
     shard_size: Annotated[int, typer.Option(min=1, help="Utterances in a shard.")] = 256,
     max_seconds: Annotated[
@@ -135,6 +136,7 @@ def tokenize(  # noqa: PLR0913 (one for each flag)
     import torch
 
     from dmcodec.audio import seconds_to_samples
+    from dmcodec.codec.precision import check_precision
     from dmcodec.manifest import read_manifests
     from dmcodec.tokens.corpus import Cluster, describe_corpus
     from dmcodec.tokens.corpus import tokenize as tokenize_corpus
@@ -144,6 +146,7 @@ def tokenize(  # noqa: PLR0913 (one for each flag)
         batch_seconds = 16.0 if device == "cpu" else 400.0
     utterances = read_manifests(manifests)
     codec = load_codec(model, "cpu" if ray else device)
+    codec.precision = check_precision(precision, torch.device(device))
     if threads is not None:
         torch.set_num_threads(threads)
     rate = codec.config.sample_rate

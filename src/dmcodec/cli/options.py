@@ -21,6 +21,9 @@ Model = Annotated[
     ),
 ]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps.")]
+PrecisionName = Annotated[
+    str, typer.Option("--precision", help="float32, bfloat16, or tf32 (CUDA): faster, other codes.")
+]
 NumCodebooks = Annotated[
     int | None, typer.Option(min=1, help="Use the first N books only; default: all.")
 ]
@@ -31,11 +34,12 @@ class CommandError(Exception):
     """Ends the command with one sentence and exit code 1."""
 
 
-def load_codec(model: str | None, device: str) -> "Codec":
+def load_codec(model: str | None, device: str, precision: str = "float32") -> "Codec":
     """The codec on a device that works, or a CommandError."""
     import torch
 
     from dmcodec.codec.checkpoint import load
+    from dmcodec.codec.precision import check_precision
 
     try:
         target = torch.device(device)
@@ -43,7 +47,9 @@ def load_codec(model: str | None, device: str) -> "Codec":
             torch.zeros(1, device=target)
     except (RuntimeError, AssertionError) as problem:
         raise CommandError(f"device {device!r} cannot be used: {problem}") from problem
-    return load(model).to(target)
+    codec = load(model).to(target)
+    codec.precision = check_precision(precision, target)
+    return codec
 
 
 def read_bytes(path: Path) -> bytes:

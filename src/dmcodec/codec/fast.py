@@ -398,12 +398,13 @@ def fast_codec(codec: "Codec") -> FastCodec | None:
     """The codec's fast form; None where only the plain path is right.
 
     That is: on another device, in training (weights change with every step), with weight
-    normalization in place, in another dtype or under autocast. The form is made at the first use
-    and made anew when weights were changed or replaced.
+    normalization in place, in another dtype or precision, or under autocast. The form is made at
+    the first use and made anew when weights were changed or replaced.
     """
     parameters = [*codec.encoder.parameters(), *codec.decoder.parameters()]
     if (
         codec.training
+        or codec.precision != "float32"
         or torch.is_grad_enabled()
         or torch.is_autocast_enabled("cpu")
         or any(p.device.type != "cpu" or p.dtype != torch.float32 for p in parameters)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from dmcodec.audio import overlapping_parts
 from dmcodec.codec.conv import ceil_div
 from dmcodec.codec.fast import FastEncoder, fast_codec, is_lstm_stepped, run_direction, run_layers
+from dmcodec.codec.precision import computing_in
 from dmcodec.codec.reach import decoder_reach, encoder_reach
 from dmcodec.codec.seanet import Decoder, Encoder
 
@@ -62,7 +63,10 @@ def encode_long(
         codec.config.hop_length,
         device,
     )
-    with tempfile.TemporaryDirectory(prefix="dmcodec_") as folder:
+    with (
+        tempfile.TemporaryDirectory(prefix="dmcodec_") as folder,
+        computing_in(codec.precision, device),
+    ):
         features = _FrameFile(folder, "features", lstm.input_size)
         num_samples = 0
         for num_new_samples, piece in pieces:
@@ -159,24 +163,26 @@ def decode_long(
         quantized = codec.quantizer.decode(
             codes[None, :, left:right].to(codec.device), first_codebook
         )
-        if fast is not None:
-            x = fast.decoder.conv_in(quantized[0].t())[None]  # [1, L, C]
-        else:
-            x = decoder.conv_in(quantized).transpose(1, 2)
-        x = x[:, start - left : stop - left]
-        y, state = run(x, state)
-        window = torch.cat([window, (y + x).transpose(1, 2)], dim=-1)
-        # Frames whose context on the right is there.
-        ready = stop if stop == num_frames else stop - reach_out
-        if ready <= done:
-            continue
-        if fast is not None:
-            waveform = fast.decoder.convolve(window[0].t())
-        else:
-            waveform = _run_decoder_convolutions(decoder, window)[0, 0]
+        with computing_in(codec.precision, codec.device):
+            if fast is not None:
+                x = fast.decoder.conv_in(quantized[0].t())[None]  # [1, L, C]
+            else:
+                x = decoder.conv_in(quantized).transpose(1, 2)
+            x = x[:, start - left : stop - left]
+            with torch.autocast(codec.device.type, enabled=False):  # the state stays float32
+                y, state = run(x.float(), state)
+            window = torch.cat([window, (y + x).transpose(1, 2)], dim=-1)
+            # Frames whose context on the right is there.
+            ready = stop if stop == num_frames else stop - reach_out
+            if ready <= done:
+                continue
+            if fast is not None:
+                waveform = fast.decoder.convolve(window[0].t())
+            else:
+                waveform = _run_decoder_convolutions(decoder, window)[0, 0]
         first, last = (frame - window_start for frame in (done, ready))
         end = num_samples - window_start * hop_length
-        yield waveform[first * hop_length : min(last * hop_length, end)]
+        yield waveform[first * hop_length : min(last * hop_length, end)].float()
         done = ready
         keep_from = max(done - reach_out, window_start)
         window = window[..., keep_from - window_start :]
@@ -237,7 +243,8 @@ def _run_lstm_layer(
         spans = list(_spans(num_frames, chunk_frames))
         for start, stop in reversed(spans) if is_backward else spans:
             x = torch.cat([file.read(start, stop) for file in inputs], dim=-1)[None].to(device)
-            y, state = direction(x.flip(1) if is_backward else x, state)
+            with torch.autocast(device.type, enabled=False):  # the state stays float32
+                y, state = direction(x.flip(1) if is_backward else x, state)
             output.write(start, (y.flip(1) if is_backward else y)[0])
         outputs.append(output)
     return outputs

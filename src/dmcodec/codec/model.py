@@ -20,6 +20,7 @@ from dmcodec.codec.conv import ceil_div, length_mask
 from dmcodec.codec.fast import fast_codec
 from dmcodec.codec.inputs import Audio, to_waveforms
 from dmcodec.codec.long import decode_long, encode_long
+from dmcodec.codec.precision import Precision, computing_in
 from dmcodec.codec.quantizer import QuantizerConfig, QuantizerOutput, ResidualQuantizer
 from dmcodec.codec.seanet import Decoder, Encoder, SEANetConfig
 from dmcodec.config import Record
@@ -112,6 +113,10 @@ class Codec(nn.Module):
     `encode` and `decode` are for users: they take what users have and track no gradients.
     `forward` is for training. Weights are plain tensors; training adds weight normalization
     (conv.py) and removes it before export.
+
+    Attributes:
+        precision: in which `encode` and `decode` compute, see precision.py; a choice of whoever
+            runs the codec, saved with no model.
     """
 
     def __init__(self, config: CodecConfig) -> None:
@@ -124,6 +129,7 @@ class Codec(nn.Module):
             nn.Linear(config.seanet.latent_dim, config.feature_dim) if config.feature_dim else None
         )
         self.model_id = "untitled"
+        self.precision: Precision = "float32"
 
     @property
     def device(self) -> torch.device:
@@ -286,9 +292,10 @@ class Codec(nn.Module):
             return list(torch.split(codes, [x.shape[1] for x in latents], dim=1))
         sizes = torch.tensor([len(w) for w in waveforms], device=self.device)
         is_mixed = bool((sizes != sizes[0]).any())
-        latents = self.encoder(
-            _stack_padded(waveforms)[:, None], sizes if is_mixed else None
-        )  # [B, D, L]
+        with computing_in(self.precision, self.device):
+            latents = self.encoder(
+                _stack_padded(waveforms)[:, None], sizes if is_mixed else None
+            )  # [B, D, L]
         codes = self.quantizer.encode(latents, num_codebooks)
         frames = ceil_div(sizes, self.config.hop_length).tolist()
         return [row[:, :length] for row, length in zip(codes, frames, strict=True)]
@@ -303,7 +310,9 @@ class Codec(nn.Module):
         frames = torch.tensor([c.shape[1] for c in codes], device=self.device)
         is_mixed = bool((frames != frames[0]).any())
         quantized = self.quantizer.decode(_stack_padded(codes), first_codebook)
-        return list(self.decoder(quantized, frames if is_mixed else None)[:, 0])
+        with computing_in(self.precision, self.device):
+            waveforms = self.decoder(quantized, frames if is_mixed else None)
+        return list(waveforms[:, 0].float())
 
     def _as_encoded(
         self, codes: Tensor, lengths: Tensor | Sequence[int] | None, first_codebook: int

@@ -127,6 +127,7 @@ def describe_corpus(
         max_samples=max_samples,
         manifest_hash=digest.hexdigest(),
         num_utterances=len(utterances),
+        precision=codec.precision,
         has_webdataset=has_webdataset,
         has_dmc=has_dmc,
     )

@@ -37,6 +37,7 @@ class CorpusInfo(Record):
         shard_size: utterances of the manifest in each shard (the last has the rest).
         max_samples: longer utterances are listed as failures; at `sample_rate`. None: no limit.
         manifest_hash: of everything that the manifest says, but for the folders of sound files.
+        precision: of the network, see `Codec.precision`: it changes codes.
         has_webdataset, has_dmc: whether tars and .dmc files are written as well.
     """
 
@@ -51,6 +52,7 @@ class CorpusInfo(Record):
     max_samples: int | None = Field(None, ge=1)
     manifest_hash: str
     num_utterances: int = Field(ge=1)
+    precision: str = "float32"
     has_webdataset: bool = False
     has_dmc: bool = False
 
