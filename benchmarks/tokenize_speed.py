@@ -34,7 +34,8 @@ from dmcodec.codec.checkpoint import load
 from dmcodec.codec.model import Codec, CodecConfig
 from dmcodec.manifest import Utterance, read_manifest
 from dmcodec.sources import measure
-from dmcodec.tokens.corpus import Cluster, describe_corpus, tokenize
+from dmcodec.tokens.cluster import Cluster
+from dmcodec.tokens.corpus import describe_corpus, tokenize
 
 # Name -> threads of this process, Ray workers of one thread each (0: without Ray).
 WAYS = {

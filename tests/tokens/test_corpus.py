@@ -19,12 +19,11 @@ from dmcodec.manifest import Utterance, read_manifest
 from dmcodec.sources import Source
 from dmcodec.tokens import corpus
 from dmcodec.tokens.bitstream import loads
+from dmcodec.tokens.cluster import Cluster, share_cores
 from dmcodec.tokens.corpus import (
-    Cluster,
     JobSummary,
     TooManyFailures,
     describe_corpus,
-    share_cores,
     tokenize,
 )
 from dmcodec.tokens.pipeline import Speed

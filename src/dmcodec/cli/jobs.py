@@ -138,7 +138,8 @@ def tokenize(  # noqa: PLR0913 (one for each flag)
     from dmcodec.audio import seconds_to_samples
     from dmcodec.codec.precision import check_precision
     from dmcodec.manifest import read_manifests
-    from dmcodec.tokens.corpus import Cluster, describe_corpus
+    from dmcodec.tokens.cluster import Cluster
+    from dmcodec.tokens.corpus import describe_corpus
     from dmcodec.tokens.corpus import tokenize as tokenize_corpus
     from dmcodec.tokens.pipeline import Speed
 
