@@ -7,7 +7,7 @@ works on pieces of its own. Equality with the plain path is that of arithmetic: 
 order differ in the last bits.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from math import prod
@@ -204,15 +204,15 @@ class FastEncoder:
         ]
         self.lstm, self.activation = encoder.lstm, encoder.activation
 
-    def convolve(self, waveform: Tensor) -> Tensor:
-        """What the convolutions before the LSTM make of [T]: [ceil(T / hop_length), C]."""
-        num_frames = ceil_div(len(waveform), self.hop_length)
+    def convolve(self, waveforms: list[Tensor]) -> list[Tensor]:
+        """What the convolutions before the LSTM make of each [T]: [ceil(T / hop_length), C]."""
+        num_frames = [ceil_div(len(waveform), self.hop_length) for waveform in waveforms]
         if self.conv_in.is_causal:
-            waveform = F.pad(waveform, (0, -len(waveform) % self.hop_length))
+            waveforms = [F.pad(w, (0, -len(w) % self.hop_length)) for w in waveforms]
 
-        def convolve_piece(piece: Piece) -> Tensor:
+        def convolve_piece(item: int, piece: Piece) -> Tensor:
             start, stop, left, right = piece
-            x = waveform[left * self.hop_length : right * self.hop_length, None]
+            x = waveforms[item][left * self.hop_length : right * self.hop_length, None]
             x = self.conv_in(x)
             for units, activation, downsample in self.blocks:
                 for unit in units:
@@ -220,12 +220,12 @@ class FastEncoder:
                 x = downsample(x, activation)
             return x[start - left : stop - left]
 
-        return torch.cat(in_threads(convolve_piece, pieces(num_frames, self.reach)))
+        return by_pieces(convolve_piece, num_frames, self.reach)
 
     def __call__(self, waveforms: list[Tensor]) -> list[Tensor]:
         """Latents [D, L_i] of waveforms [T_i]."""
-        features = [self.convolve(waveform) for waveform in waveforms]
-        return [self.conv_out(x, self.activation).t() for x in run_lstm(self.lstm, features)]
+        features = run_lstm(self.lstm, self.convolve(waveforms))
+        return [self.conv_out(x, self.activation).t() for x in features]
 
 
 class FastDecoder:
@@ -241,12 +241,12 @@ class FastDecoder:
         ]
         self.lstm, self.activation = decoder.lstm, decoder.activation
 
-    def convolve(self, features: Tensor) -> Tensor:
-        """What the convolutions after the LSTM make of [L, C]: the waveform [L * hop_length]."""
+    def convolve(self, features: list[Tensor]) -> list[Tensor]:
+        """What the convolutions after the LSTM make of each [L, C]: a waveform [L * hop_length]."""
 
-        def convolve_piece(piece: Piece) -> Tensor:
+        def convolve_piece(item: int, piece: Piece) -> Tensor:
             start, stop, left, right = piece
-            x = features[left:right]
+            x = features[item][left:right]
             for activation, upsample, units in self.blocks:
                 x = upsample(x, activation)
                 for unit in units:
@@ -255,12 +255,11 @@ class FastDecoder:
             first = (start - left) * self.hop_length
             return waveform[first : first + (stop - start) * self.hop_length]
 
-        return torch.cat(in_threads(convolve_piece, pieces(len(features), self.reach)))
+        return by_pieces(convolve_piece, [len(x) for x in features], self.reach)
 
     def __call__(self, quantized: list[Tensor]) -> list[Tensor]:
         """Waveforms [L_i * hop_length] of quantized latents [D, L_i]."""
-        features = run_lstm(self.lstm, [self.conv_in(x.t()) for x in quantized])
-        return [self.convolve(x) for x in features]
+        return self.convolve(run_lstm(self.lstm, [self.conv_in(x.t()) for x in quantized]))
 
 
 def make_units(stack: ResidualStack) -> list[FastUnit]:
@@ -268,16 +267,37 @@ def make_units(stack: ResidualStack) -> list[FastUnit]:
     return [FastUnit(unit) for unit in cast(list[ResidualUnit], stack.units)]
 
 
-def pieces(num_frames: int, reach: int) -> Iterator[Piece]:
+def by_pieces(
+    function: Callable[[int, Piece], Tensor], sizes: Sequence[int], reach: int
+) -> list[Tensor]:
+    """Whole items joined from what `function` makes of (number of the item, piece).
+
+    Args:
+        function: may be called in several threads.
+        sizes: frames of the items.
+        reach: frames of context that a piece needs.
+    """
+    share = ceil_div(sum(sizes), torch.get_num_threads())
+    piece_frames = min(PIECE_FRAMES, max(share, LEAST_PIECE_FRAMES))
+    work = [
+        (item, piece)
+        for item, num_frames in enumerate(sizes)
+        for piece in pieces(num_frames, reach, piece_frames)
+    ]
+    parts: list[list[Tensor]] = [[] for _ in sizes]
+    for (item, _), part in zip(work, in_threads(lambda each: function(*each), work), strict=True):
+        parts[item].append(part)
+    return [torch.cat(each) for each in parts]
+
+
+def pieces(num_frames: int, reach: int, piece_frames: int) -> Iterator[Piece]:
     """Cuts frames into pieces, each with the context that it needs.
 
     At the very end a strided convolution fills its last step with mirrored samples, and so looks
     back further than `reach`: by stride - 1 steps at each level, together less than two frames.
     """
-    share = ceil_div(num_frames, torch.get_num_threads())
-    size = min(PIECE_FRAMES, max(share, LEAST_PIECE_FRAMES))
-    for start in range(0, num_frames, size):
-        stop = min(start + size, num_frames)
+    for start in range(0, num_frames, piece_frames):
+        stop = min(start + piece_frames, num_frames)
         right = min(num_frames, stop + reach)
         left = start - reach - (MIRROR_FRAMES if right == num_frames else 0)
         yield start, stop, max(0, left), right

@@ -177,7 +177,7 @@ def decode_long(
             if ready <= done:
                 continue
             if fast is not None:
-                waveform = fast.decoder.convolve(window[0].t())
+                (waveform,) = fast.decoder.convolve([window[0].t()])
             else:
                 waveform = _run_decoder_convolutions(decoder, window)[0, 0]
         first, last = (frame - window_start for frame in (done, ready))
@@ -206,7 +206,7 @@ def _convolved_pieces(
     def convolve(samples: Tensor, skip: int, num_frames: int) -> Tensor:
         first = skip // hop_length
         if isinstance(encoder, FastEncoder):
-            return encoder.convolve(samples)[first : first + num_frames]
+            return encoder.convolve([samples])[0][first : first + num_frames]
         x = encoder.convolve(samples[None, None].to(device))
         return x[0, :, first : first + num_frames].t()
 
