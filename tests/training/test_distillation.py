@@ -112,6 +112,15 @@ def test_rvq_1_to_8_is_the_mean_of_the_eight_outputs():
     assert mean_of_books(outputs, [8]).equal(outputs[7])
 
 
+def test_more_books_do_not_strengthen_the_gradient():
+    latents = torch.randn(2, 3, 5, requires_grad=True)
+    outputs = [latents - (0.5 * latents).detach() for _ in range(8)]  # straight through, all alike
+
+    (gradient,) = torch.autograd.grad(8 * mean_of_books(outputs, range(1, 9)).sum(), latents)
+
+    torch.testing.assert_close(gradient, torch.ones_like(latents))  # as their sum, `quantized`
+
+
 def test_terms_are_equation_3_on_the_chosen_books_through_one_map(corpus):
     config = DistillationConfig(
         text=text_guide(corpus, books=(1,), weight=0.8),

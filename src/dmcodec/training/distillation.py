@@ -267,8 +267,13 @@ class Guidance:
 
 
 def mean_of_books(outputs: Sequence[Tensor], books: Sequence[int]) -> Tensor:
-    """Mean of the outputs [B, D, L] of books that are numbered from 1."""
-    return torch.stack([outputs[book - 1] for book in books]).mean(dim=0)
+    """Mean of the outputs [B, D, L] of books that are numbered from 1.
+
+    Each output has the whole gradient of the latents, and so would their mean, which is n times
+    smaller than their sum: a teacher of n books would pull n times harder. The mean gets an n-th.
+    """
+    mean = torch.stack([outputs[book - 1] for book in books]).mean(dim=0)
+    return mean.detach() + (mean - mean.detach()) / len(books)
 
 
 def character_loss(
