@@ -1,13 +1,13 @@
-"""Whether codes depend on how they were made: every way against each clip alone.
+"""Whether codes depend on how they were made: every way against each clip alone, on one thread.
 
     python benchmarks/codec_exactness.py speech/test.jsonl --model bundled
     python benchmarks/codec_exactness.py speech/test.jsonl --model full
 
-Ways: mixed batches of 8 clips in random order; pieces (`encode_long`) of 1 s; the straightforward
-layers; and, with `--onnx FOLDER`, the exported network. A code may differ only where two entries
-of a book are as good as equally near (and, after it, in the later books of its frame): the last
-column says how near, as the relative difference of the two squared distances, at most. `full` is
-the paper's architecture with random weights.
+Ways, on `--threads`: alone; mixed batches of 8 clips in random order; pieces (`encode_long`) of
+1 s; the straightforward layers; and, with `--onnx FOLDER`, the exported network. A code may differ
+only where two entries of a book are as good as equally near (and, after it, in the later books of
+its frame): the last column says how near, as the relative difference of the two squared distances,
+at most. `full` is the paper's architecture with random weights.
 """
 # ruff: noqa: T201
 
@@ -33,15 +33,17 @@ BATCH_SIZE = 8
 def main() -> None:
     """Encodes all clips in every way and prints a table."""
     arguments = parse_arguments()
-    torch.set_num_threads(arguments.threads)
     if arguments.model == "full":
+        torch.default_generator.manual_seed(0)
         codec = Codec(CodecConfig()).eval()
     else:
         codec = load(None if arguments.model == "bundled" else arguments.model)
     rate = codec.config.sample_rate
     clips = read_manifest(arguments.manifest)[: arguments.clips]
     waveforms = [torch.from_numpy(read_audio(u.audio, sample_rate=rate)) for u in clips]
+    torch.set_num_threads(1)
     alone = [codec.encode(waveform) for waveform in waveforms]
+    torch.set_num_threads(arguments.threads)
     expected = [encoded.codes[0] for encoded in alone]
 
     def in_batches() -> list[Tensor]:
@@ -57,6 +59,7 @@ def main() -> None:
         return [codec.quantizer.encode(codec.encoder(w[None, None]))[0] for w in waveforms]
 
     ways: dict[str, Callable[[], list[Tensor]]] = {
+        "alone": lambda: [codec.encode(w).codes[0] for w in waveforms],
         "mixed batches": in_batches,
         "pieces of 1 s": lambda: [encode_long(codec, [w], chunk_frames=50)[0] for w in waveforms],
         "straightforward layers": straightforward,

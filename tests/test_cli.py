@@ -200,6 +200,7 @@ def test_info_describes_files_and_models(model: Path, tmp_path: Path) -> None:
         (["encode", "x.wav", "--model", "no/such"], "no codec 'no/such'"),
         (["encode", "x.wav", "--device", "tpu9"], "device 'tpu9' cannot be used"),
         (["encode", "x.wav", "--precision", "tf32"], "precision tf32 is of CUDA devices, not of"),
+        (["encode", "x.wav", "--backend", "onnx", "--device", "cuda"], "leave out --device"),
         (["encode", "x.wav", "--precision", "fp8"], "not one of float32, tf32, bfloat16"),
         (["decode", "x.dmc", "--model", "no/such"], "no codec 'no/such'"),
     ],

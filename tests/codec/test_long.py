@@ -132,7 +132,6 @@ def test_windows_cover_every_frame_and_equal_the_whole_with_enough_context(
 
 _PEAK_MEMORY = """
 import resource, torch
-from dmcodec.codec import fast
 from dmcodec.codec.long import decode_long, encode_long
 from dmcodec.codec.model import Codec, CodecConfig
 from dmcodec.codec.seanet import SEANetConfig

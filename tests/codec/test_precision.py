@@ -60,12 +60,23 @@ def test_names_are_checked() -> None:
         check_precision("tf32", cpu)
 
 
+@pytest.mark.skipif(
+    not hasattr(torch.backends.cuda.matmul, "fp32_precision"), reason="torch before 2.9"
+)
 @pytest.mark.parametrize("precision", ["float32", "tf32"])
-def test_rounding_of_gpus_is_off_unless_asked_for_and_restored(precision: str) -> None:
-    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-
-    with computing_in(check_precision(precision, torch.device("cuda")), torch.device("cuda")):
-        inside = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-
-    assert inside == (precision == "tf32",) * 2
-    assert (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32) == before
+@pytest.mark.parametrize("outside", ["ieee", "tf32"])
+def test_rounding_of_gpus_is_off_unless_asked_for_and_restored(
+    precision: str, outside: str
+) -> None:
+    places = (torch.backends.cuda.matmul, torch.backends.cudnn.conv, torch.backends.cudnn.rnn)
+    first = [place.fp32_precision for place in places]
+    try:
+        for place in places:
+            place.fp32_precision = outside
+        with computing_in(check_precision(precision, torch.device("cuda")), torch.device("cuda")):
+            inside = {place.fp32_precision for place in places}
+        assert inside == {"tf32" if precision == "tf32" else "ieee"}
+        assert {place.fp32_precision for place in places} == {outside}
+    finally:
+        for place, value in zip(places, first, strict=True):
+            place.fp32_precision = value

@@ -3,6 +3,7 @@
 Heavy packages are imported inside the commands: `dmcodec --help` needs none of them.
 """
 
+import atexit
 import gc
 import sys
 from typing import Annotated
@@ -58,6 +59,8 @@ for _command in (
 
 def main() -> None:
     """Runs the command line; expected errors end it with one sentence and exit code 1."""
+    # What is left dies with the process; looking for garbage in it takes a quarter of a second.
+    atexit.register(gc.freeze)
     try:
         app()
     except (CommandError, ValueError, FileNotFoundError, ModuleNotFoundError) as problem:
@@ -66,6 +69,3 @@ def main() -> None:
     except KeyboardInterrupt:
         typer.secho("dmcodec: stopped", fg="red", err=True)
         sys.exit(130)
-    finally:
-        # What is left dies with the process; looking for garbage in it takes a quarter of a second.
-        gc.freeze()

@@ -8,6 +8,7 @@ import typer
 
 from dmcodec.cli import streams
 from dmcodec.cli.options import (
+    CommandError,
     Device,
     Force,
     Inputs,
@@ -47,6 +48,7 @@ def encode(
     paths = find_inputs(inputs)
     targets = plan_outputs(inputs, paths, output, ".dmc")
     if backend == streams.Runtime.ONNX:
+        _check_onnx_options(device, precision)
         encode_onnx = streams.onnx_encoder(model, num_codebooks)
         _for_each("encoding", paths, targets, lambda a, b: write_bytes(b, encode_onnx(a)), force)
         return
@@ -84,6 +86,7 @@ def decode(
     paths = find_inputs(inputs, [".dmc"])
     targets = plan_outputs(inputs, paths, output, ".wav")
     if backend == streams.Runtime.ONNX:
+        _check_onnx_options(device, precision)
         decode_onnx = streams.onnx_decoder(
             model, num_codebooks, any_model=any_model, skip_damage=skip_damage
         )
@@ -170,6 +173,11 @@ def info(
     else:
         codec = load_codec(what, "cpu")
         _show_table(codec.model_id, _describe_codec(codec))
+
+
+def _check_onnx_options(device: str, precision: str) -> None:
+    if (device, precision) != ("cpu", "float32"):
+        raise CommandError("--backend onnx is float32 on the CPU: leave out --device, --precision")
 
 
 def _for_each(

@@ -301,6 +301,11 @@ def onnx_decoder(
                 f"its codes are of model {header.model_id!r} ({header.model_hash}), the"
                 f" exported one is {codec.model_id!r} ({codec.model_hash})"
             )
+        layout = (header.sample_rate, header.hop_length, header.codebook_size)
+        if layout != (codec.sample_rate, codec.hop_length, codec.codebook_size):
+            raise ValueError("its sample rate, hop length or book size is not that of the codec")
+        if num_codebooks is not None and num_codebooks > header.num_codebooks:
+            raise ValueError(f"it has {header.num_codebooks} books, not {num_codebooks}")
         blocks = codec.decode_long(file.codes[:num_codebooks], header.num_samples)
         target.parent.mkdir(parents=True, exist_ok=True)
         write_audio_blocks(target, silence_lost_frames(blocks, file), codec.sample_rate)

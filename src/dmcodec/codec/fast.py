@@ -307,6 +307,8 @@ def in_threads(function: Callable[[Item], Result], items: Iterable[Item]) -> lis
     """Results in order, computed on as many threads as torch has, each of one thread inside.
 
     A piece for each core scales better than every matrix product of a piece shared by all cores.
+    torch has one number of threads for threads to come: one that first uses torch while this runs
+    gets a single thread for itself.
     """
     items = list(items)
     num_threads = torch.get_num_threads()
@@ -318,9 +320,7 @@ def in_threads(function: Callable[[Item], Result], items: Iterable[Item]) -> lis
             return function(item)
 
     try:
-        with ThreadPoolExecutor(
-            min(num_threads, len(items)), initializer=torch.set_num_threads, initargs=(1,)
-        ) as pool:
+        with ThreadPoolExecutor(min(num_threads, len(items)), initializer=_use_one_thread) as pool:
             return list(pool.map(run, items))
     finally:
         torch.set_num_threads(num_threads)  # threads to come begin with the last number set
@@ -343,6 +343,11 @@ def run_lstm(module: SkipLSTM, inputs: list[Tensor]) -> list[Tensor]:
         backward, _ = run_direction(lstm, f"_l{layer}_reverse", x.flip(0))
         x = torch.cat([forward, backward.flip(0)], dim=1)
     return [x.add_(torch.cat([skip, skip], dim=1))]
+
+
+def _use_one_thread() -> None:
+    torch.set_num_threads(1)
+    torch.get_num_threads()  # from now on this thread's own number
 
 
 def is_lstm_stepped(lstm: nn.LSTM) -> bool:

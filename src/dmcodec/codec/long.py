@@ -170,7 +170,7 @@ def decode_long(
                 x = decoder.conv_in(quantized).transpose(1, 2)
             x = x[:, start - left : stop - left]
             with torch.autocast(codec.device.type, enabled=False):  # the state stays float32
-                y, state = run(x.float(), state)
+                y, state = run(x.to(codec.quantizer.codebooks.dtype), state)
             window = torch.cat([window, (y + x).transpose(1, 2)], dim=-1)
             # Frames whose context on the right is there.
             ready = stop if stop == num_frames else stop - reach_out

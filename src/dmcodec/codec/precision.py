@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 
@@ -23,18 +23,35 @@ def check_precision(precision: str, device: torch.device) -> Precision:
 
 @contextmanager
 def computing_in(precision: Precision, device: torch.device) -> Iterator[None]:
-    """Inside, the networks of a codec on `device` compute in this precision."""
+    """Inside, the networks of a codec on `device` compute in this precision.
+
+    On CUDA this sets what is the process's own: threads in different precisions disturb each other.
+    """
     if precision == "bfloat16":
         with torch.autocast(device.type, torch.bfloat16):
             yield
     elif device.type == "cuda":
-        is_rounded = precision == "tf32"
-        before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+        switches = _rounding_switches()
+        before = [getattr(place, name) for place, name, _ in switches]
         try:
-            torch.backends.cuda.matmul.allow_tf32 = is_rounded
-            torch.backends.cudnn.allow_tf32 = is_rounded
+            for place, name, values in switches:
+                setattr(place, name, values[precision == "tf32"])
             yield
         finally:
-            torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+            for (place, name, _), value in zip(switches, before, strict=True):
+                setattr(place, name, value)
     else:
         yield
+
+
+def _rounding_switches() -> list[tuple[Any, str, tuple[Any, Any]]]:
+    """What rounds products on GPUs: (object, attribute, (value when off, when on)).
+
+    torch has two interfaces, and refuses to read the old one where the new one was used.
+    """
+    matmul: Any = torch.backends.cuda.matmul
+    cudnn: Any = torch.backends.cudnn
+    if hasattr(matmul, "fp32_precision"):
+        places = (matmul, cudnn.conv, cudnn.rnn)
+        return [(place, "fp32_precision", ("ieee", "tf32")) for place in places]
+    return [(place, "allow_tf32", (False, True)) for place in (matmul, cudnn)]

@@ -17,6 +17,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from dmcodec.codec.conv import length_mask
+from dmcodec.codec.precision import computing_in
 from dmcodec.config import Record
 
 
@@ -132,7 +133,8 @@ class ResidualQuantizer(nn.Module):
             raise ValueError(
                 f"num_codebooks is {books}; this codec has 1 to {self.config.num_codebooks}"
             )
-        with torch.autocast(latents.device.type, enabled=False):
+        device = latents.device
+        with torch.autocast(device.type, enabled=False), computing_in("float32", device):
             residual = latents.float().transpose(1, 2)  # [B, L, D]
             codes = []
             for codebook in self.codebooks[:books]:

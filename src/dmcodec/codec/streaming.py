@@ -15,6 +15,7 @@ from torch import Tensor
 
 from dmcodec.codec.conv import Conv1d, ConvTranspose1d, SkipLSTM
 from dmcodec.codec.fast import run_layers
+from dmcodec.codec.precision import computing_in
 from dmcodec.codec.seanet import DecoderBlock, EncoderBlock, ResidualStack, ResidualUnit
 
 if TYPE_CHECKING:
@@ -71,7 +72,8 @@ class StreamEncoder:
             heard.append(chunk if state.pending is None else torch.cat([state.pending, chunk]))
         counts = [len(samples) // hop_length for samples in heard]
         frames = [x[: n * hop_length][None] for x, n in zip(heard, counts, strict=True)]
-        codes, memories = _run_together(frames, states, self._encode)
+        with computing_in(self.codec.precision, self.codec.device):
+            codes, memories = _run_together(frames, states, self._encode)
         nothing = torch.zeros(self._num_codebooks, 0, dtype=torch.int64, device=device)
         new_states = [
             StreamState(memory, samples[n * hop_length :].clone())
@@ -121,7 +123,8 @@ class StreamDecoder:
         if len(codes) != len(states):
             raise ValueError(f"codes of {len(codes)} streams for {len(states)} states")
         items = [each.to(self.codec.device) for each in codes]
-        waveforms, memories = _run_together(items, states, self._decode)
+        with computing_in(self.codec.precision, self.codec.device):
+            waveforms, memories = _run_together(items, states, self._decode)
         nothing = torch.zeros(0, device=self.codec.device)
         return [nothing if w is None else w[0] for w in waveforms], [
             StreamState(memory) for memory in memories
@@ -211,5 +214,7 @@ def _check_causal(codec: "Codec") -> None:
             f"codec {codec.model_id!r} looks ahead and cannot stream: train one with"
             " configs/streaming.toml (codec.seanet.is_causal), or use dmcodec encode for files"
         )
+    if codec.precision == "bfloat16":
+        raise ValueError("streams compute in float32 or tf32, not in bfloat16")
     if codec.training:
         raise ValueError("the codec is in training: call codec.eval() first")

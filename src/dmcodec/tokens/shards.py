@@ -63,7 +63,10 @@ class CorpusInfo(Record):
 
     def settings_hash(self) -> str:
         """16 hexadecimal digits that change with any value here."""
-        return blake2b(self.model_dump_json().encode(), digest_size=8).hexdigest()
+        # Shards made before precision was a choice are of float32.
+        left_out = {"precision"} if self.precision == "float32" else None
+        settings = self.model_dump_json(exclude=left_out)
+        return blake2b(settings.encode(), digest_size=8).hexdigest()
 
     def shard_name(self, index: int) -> str:
         """File name of a shard without suffix; names sort as shards do."""
