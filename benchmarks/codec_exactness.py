@@ -17,12 +17,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from codec_speed import load_codec
 from torch import Tensor
 
 from dmcodec.audio import read_audio
-from dmcodec.codec.checkpoint import load
 from dmcodec.codec.long import decode_long, encode_long
-from dmcodec.codec.model import Codec, CodecConfig
+from dmcodec.codec.model import Codec
 from dmcodec.manifest import read_manifest
 from dmcodec.onnx_codec import OnnxCodec
 
@@ -33,11 +33,7 @@ BATCH_SIZE = 8
 def main() -> None:
     """Encodes all clips in every way and prints a table."""
     arguments = parse_arguments()
-    if arguments.model == "full":
-        torch.default_generator.manual_seed(0)
-        codec = Codec(CodecConfig()).eval()
-    else:
-        codec = load(None if arguments.model == "bundled" else arguments.model)
+    codec = load_codec(arguments.model)
     rate = codec.config.sample_rate
     clips = read_manifest(arguments.manifest)[: arguments.clips]
     waveforms = [torch.from_numpy(read_audio(u.audio, sample_rate=rate)) for u in clips]

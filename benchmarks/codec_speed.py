@@ -183,6 +183,7 @@ def measure_windows(codec: Codec, speech: list[Path]) -> None:
 def load_codec(name: str) -> Codec:
     """The bundled model, a folder, or the full-size architecture with random weights."""
     if name == "full":
+        torch.default_generator.manual_seed(0)
         return Codec(CodecConfig()).eval()
     return load(None if name == "bundled" else name)
 

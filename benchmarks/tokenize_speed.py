@@ -28,10 +28,9 @@ from pathlib import Path
 
 import psutil
 import torch
+from codec_speed import load_codec
 
 from dmcodec.audio import SAMPLE_RATE
-from dmcodec.codec.checkpoint import load
-from dmcodec.codec.model import Codec, CodecConfig
 from dmcodec.manifest import Utterance, read_manifest
 from dmcodec.sources import measure
 from dmcodec.tokens.cluster import Cluster
@@ -159,13 +158,6 @@ class Usage:
                 times = process.cpu_times()
                 self._cpu_s[process.pid] = times.user + times.system
                 self._peak_bytes = max(self._peak_bytes, process.memory_info().rss)
-
-
-def load_codec(name: str) -> Codec:
-    """The bundled model, a folder, or the full-size architecture with random weights."""
-    if name == "full":
-        return Codec(CodecConfig()).eval()
-    return load(None if name == "bundled" else name)
 
 
 def take(utterances: list[Utterance], minutes: float) -> list[Utterance]:

@@ -155,7 +155,7 @@ def read_parts(
 
 def overlapping_parts(
     blocks: Iterable[Waveform], part_samples: int, context_samples: int
-) -> Iterator[tuple[Waveform, int]]:
+) -> Iterator[tuple[Waveform, int, int]]:
     """Consecutive parts of a waveform, each with context on either side.
 
     Args:
@@ -163,18 +163,19 @@ def overlapping_parts(
         part_samples: of a part; the last is longer by up to the context, or shorter.
         context_samples: before and after a part, as far as there is sound.
 
-    Yields a part with its context, and how many samples of context come before the part.
+    Yields a part with its context, how many samples of context come before the part, and how many
+    the part itself has.
     """
     buffer = np.zeros(0, np.float32)
     before = 0
     for block in blocks:
         buffer = np.concatenate([buffer, block])
         while len(buffer) > before + part_samples + context_samples:
-            yield buffer[: before + part_samples + context_samples], before
+            yield buffer[: before + part_samples + context_samples], before, part_samples
             drop = max(0, before + part_samples - context_samples)
             buffer, before = buffer[drop:], before + part_samples - drop
     if len(buffer) > before:
-        yield buffer, before
+        yield buffer, before, len(buffer) - before
 
 
 def write_audio(

@@ -100,19 +100,18 @@ class OnnxCodec:
         Raises ValueError for no samples, and as `encode` does.
         """
         found: list[NDArray[np.int64]] = []
-        num_samples = 0
+        total_samples = 0
         parts = overlapping_parts(
             blocks, WINDOW_FRAMES * self.hop_length, CONTEXT_FRAMES * self.hop_length
         )
-        rest = None
-        for part, before in parts:
-            codes = self.encode(part, num_codebooks=num_codebooks)[:, before // self.hop_length :]
-            found.append(codes[:, :WINDOW_FRAMES])
-            rest = codes[:, WINDOW_FRAMES:]
-            num_samples = sum(c.shape[1] for c in found[:-1]) * self.hop_length + len(part) - before
-        if rest is None:
+        for part, before, num_samples in parts:
+            codes = self.encode(part, num_codebooks=num_codebooks)
+            first, num_frames = before // self.hop_length, -(-num_samples // self.hop_length)
+            found.append(codes[:, first : first + num_frames])
+            total_samples += num_samples
+        if not found:
             raise ValueError("audio is empty; give at least one sample")
-        return np.concatenate([*found, rest], axis=1), num_samples
+        return np.concatenate(found, axis=1), total_samples
 
     def decode_long(self, codes: NDArray[Any], num_samples: int) -> Iterator[NDArray[np.float32]]:
         """The waveform of codes [K, L] in blocks [T_i] that add up to `num_samples`.

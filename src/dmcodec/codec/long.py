@@ -124,15 +124,16 @@ def encode_windows(
     hop_length = codec.config.hop_length
     waveforms = (block.float().cpu().numpy() for block in blocks)
     parts = overlapping_parts(waveforms, window_frames * hop_length, context_frames * hop_length)
-    codes: Tensor | None = None
-    for part, before in parts:
-        codes = codec.encode(part, num_codebooks=num_codebooks).codes[0, :, before // hop_length :]
-        yield codes[:, :window_frames]
-    if codes is None:
+    is_empty = True
+    for part, before, num_samples in parts:
+        is_empty = False
+        codes = codec.encode(part, num_codebooks=num_codebooks).codes[0]
+        first = before // hop_length
+        codes = codes[:, first : first + ceil_div(num_samples, hop_length)]
+        # The last part may have frames of its own beyond the window.
+        yield from codes.split(window_frames, dim=1)  # type: ignore[no-untyped-call]
+    if is_empty:
         raise ValueError("audio is empty; give at least one sample")
-    # The last part has no context on the right: what follows its window are frames of their own.
-    for start in range(window_frames, codes.shape[1], window_frames):
-        yield codes[:, start : start + window_frames]
 
 
 @torch.no_grad()
@@ -200,26 +201,14 @@ def _convolved_pieces(
     """What the encoder's convolutions make of the waveform: (samples, [n, C]) for each piece."""
     reach = ceil_div(reach_samples, hop_length) * hop_length
     size = chunk_frames * hop_length
-    buffer = torch.zeros(0)  # begins `before` samples before the next piece
-    before = 0
-
-    def convolve(samples: Tensor, skip: int, num_frames: int) -> Tensor:
-        first = skip // hop_length
+    waveforms = (block.float().cpu().numpy() for block in blocks)
+    for part, before, num_samples in overlapping_parts(waveforms, size, reach):
+        samples, first = torch.from_numpy(part), before // hop_length
         if isinstance(encoder, FastEncoder):
-            return encoder.convolve([samples])[0][first : first + num_frames]
-        x = encoder.convolve(samples[None, None].to(device))
-        return x[0, :, first : first + num_frames].t()
-
-    for block in blocks:
-        buffer = torch.cat([buffer, block.float().cpu()])
-        while len(buffer) >= before + size + reach:
-            yield size, convolve(buffer[: before + size + reach], before, chunk_frames)
-            next_before = min(reach, before + size)
-            buffer = buffer[before + size - next_before :]
-            before = next_before
-    rest = len(buffer) - before
-    if rest:
-        yield rest, convolve(buffer, before, ceil_div(rest, hop_length))
+            (x,) = encoder.convolve([samples])
+        else:
+            x = encoder.convolve(samples[None, None].to(device))[0].t()
+        yield num_samples, x[first : first + ceil_div(num_samples, hop_length)]
 
 
 def _run_lstm_layer(
