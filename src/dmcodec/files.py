@@ -78,16 +78,20 @@ def encode_file(
 def pack(codec: Codec, identity: Identity, encoded: Encoded) -> bytes:
     """The `.dmc` file of the codes of one waveform, from book 1 on."""
     codes = encoded.item(0).cpu().numpy()
-    header = Header(
+    return dumps(codes, make_header(codec, identity, int(encoded.num_samples[0]), len(codes)))
+
+
+def make_header(codec: Codec, identity: Identity, num_samples: int, num_codebooks: int) -> Header:
+    """The header of codes that a codec makes of `num_samples` samples."""
+    return Header(
         sample_rate=codec.config.sample_rate,
         hop_length=codec.config.hop_length,
-        num_codebooks=len(codes),
+        num_codebooks=num_codebooks,
         codebook_size=codec.config.quantizer.codebook_size,
-        num_samples=int(encoded.num_samples[0]),
+        num_samples=num_samples,
         model_id=identity.model_id,
         model_hash=identity.model_hash,
     )
-    return dumps(codes, header)
 
 
 def decode_bytes(
@@ -132,9 +136,7 @@ def decode_blocks(
             f"its codes are of model {header.model_id!r} ({header.model_hash}), the codec at hand"
             f" is {identity.model_id!r} ({identity.model_hash}): name the right one with --model"
         )
-    layout = (header.sample_rate, header.hop_length, header.codebook_size)
-    if layout != (config.sample_rate, config.hop_length, config.quantizer.codebook_size):
-        raise ValueError("its sample rate, hop length or book size is not that of the codec")
+    header.check_layout(config.sample_rate, config.hop_length, config.quantizer.codebook_size)
     codes = torch.from_numpy(file.codes)[None]
     encoded = Encoded(codes, torch.tensor([header.num_frames]), torch.tensor([header.num_samples]))
     encoded = encoded.select_codebooks(0, num_codebooks or header.num_codebooks)

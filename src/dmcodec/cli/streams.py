@@ -99,23 +99,13 @@ def encode_stream(
     import torch
 
     from dmcodec.codec.streaming import StreamEncoder, StreamState
-    from dmcodec.files import identify
-    from dmcodec.tokens.bitstream import Header
+    from dmcodec.files import identify, make_header
     from dmcodec.tokens.packets import PacketWriter
 
-    config, identity = codec.config, identify(codec)
+    config = codec.config
     encoder = StreamEncoder(codec, num_codebooks=num_codebooks)
-    writer = PacketWriter(
-        Header(
-            sample_rate=config.sample_rate,
-            hop_length=config.hop_length,
-            num_codebooks=num_codebooks or config.quantizer.num_codebooks,
-            codebook_size=config.quantizer.codebook_size,
-            num_samples=1,
-            model_id=identity.model_id,
-            model_hash=identity.model_hash,
-        )
-    )
+    books = num_codebooks or config.quantizer.num_codebooks
+    writer = PacketWriter(make_header(codec, identify(codec), 1, books))
     encoder.push([torch.zeros(config.hop_length)], [StreamState()])  # the first pass sets up
     sink.write(writer.start)
     sink.flush()
@@ -301,9 +291,7 @@ def onnx_decoder(
                 f"its codes are of model {header.model_id!r} ({header.model_hash}), the"
                 f" exported one is {codec.model_id!r} ({codec.model_hash})"
             )
-        layout = (header.sample_rate, header.hop_length, header.codebook_size)
-        if layout != (codec.sample_rate, codec.hop_length, codec.codebook_size):
-            raise ValueError("its sample rate, hop length or book size is not that of the codec")
+        header.check_layout(codec.sample_rate, codec.hop_length, codec.codebook_size)
         if num_codebooks is not None and num_codebooks > header.num_codebooks:
             raise ValueError(f"it has {header.num_codebooks} books, not {num_codebooks}")
         blocks = codec.decode_long(file.codes[:num_codebooks], header.num_samples)

@@ -126,6 +126,12 @@ class Header:
         rest_bytes = self.chunk_bytes(rest_frames) if rest_frames else 0
         return self.header_bytes + full_bytes + rest_bytes
 
+    def check_layout(self, sample_rate: int, hop_length: int, codebook_size: int) -> None:
+        """Raises ValueError when a codec of this layout cannot decode the codes."""
+        own = (self.sample_rate, self.hop_length, self.codebook_size)
+        if own != (sample_rate, hop_length, codebook_size):
+            raise ValueError("its sample rate, hop length or book size is not that of the codec")
+
     def chunk_bytes(self, num_frames: int) -> int:
         """Size of a chunk of `num_frames` frames with its framing."""
         num_bits = num_frames * self.num_codebooks * self.bits_per_code
