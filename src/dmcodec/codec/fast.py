@@ -42,6 +42,9 @@ MIRROR_FRAMES = 2
 LEAST_PIECE_FRAMES = 20
 """Shorter pieces cost more in context than a further thread gains."""
 
+LEAST_COLUMNS = 16
+"""Matrix products of fewer columns take as long (measured, docs/log.md)."""
+
 LARGE_LSTM = 512
 """Hidden sizes from here on have weights larger than caches: `is_lstm_stepped`."""
 
@@ -63,21 +66,26 @@ class FastConv:
         self.left, self.right = conv.padding_left, conv.padding_right
         self.out_channels, self.in_channels, self.num_taps = weight.shape
         self.bias = cast(Tensor, conv.conv.bias).detach()
-        # Few input channels: the taps side by side make one product worth its while. One output
-        # channel: the taps are the columns of one product, and summed along the diagonal.
+        self.step = 1 if self.stride > 1 else self.dilation  # rows from one product to the next
+        # One input channel: the taps side by side make one product worth its while.
         self.is_narrow_in = self.in_channels < 8 and self.dilation == 1
-        self.is_narrow_out = self.out_channels == 1 and self.stride == 1 and self.dilation == 1
-        taps = weight.permute(2, 1, 0)  # [taps, C_in, C_out]
         if self.is_narrow_in:
-            self.weights = taps.reshape(-1, self.out_channels).contiguous()
-        elif self.is_narrow_out:
-            self.weights = weight[0].contiguous()  # [C_in, taps]
-        else:
-            # `stride` steps of the input side by side are a row; taps are filled up to whole rows.
-            rows = ceil_div(self.num_taps, self.stride)
-            filled = taps.new_zeros(rows * self.stride, self.in_channels, self.out_channels)
-            filled[: self.num_taps] = taps
-            self.weights = filled.reshape(rows, -1, self.out_channels)
+            self.weights = weight.permute(2, 1, 0).reshape(-1, self.out_channels).contiguous()
+            return
+        # Few output channels: a row of several steps makes as many at once.
+        is_grouped = self.step == 1 and self.num_taps > 1
+        self.group = ceil_div(LEAST_COLUMNS, self.out_channels) if is_grouped else 1
+        self.row = self.group * self.stride  # steps of the input in a row of `padded`
+        self.bias = self.bias.repeat(self.group)
+        span = (self.group - 1) * self.stride + self.num_taps
+        num_rows = ceil_div(span, self.row)
+        filled = weight.new_zeros(
+            num_rows * self.row, self.in_channels, self.group, self.out_channels
+        )
+        for number in range(self.group):
+            first = number * self.stride
+            filled[first : first + self.num_taps, :, number] = weight.permute(2, 1, 0)
+        self.weights = filled.reshape(num_rows, self.row * self.in_channels, -1)
 
     def __call__(self, x: Tensor, activation: nn.Module | None = None) -> Tensor:
         """Convolves with the borders of the layer: mirrored, or zeros when it is causal."""
@@ -87,18 +95,12 @@ class FastConv:
             shape = (steps, self.num_taps * self.in_channels)
             windows = padded.as_strided(shape, (self.stride * self.in_channels, 1))
             return torch.addmm(self.bias, windows, self.weights)
-        if self.is_narrow_out:
-            products = padded @ self.weights  # [steps + taps - 1, taps]
-            diagonals = products.as_strided(
-                (steps, self.num_taps), (self.num_taps, self.num_taps + 1)
-            )
-            return diagonals.sum(dim=1, keepdim=True).add_(self.bias)
-        rows = padded.view(-1, self.stride * self.in_channels)
-        step = 1 if self.stride > 1 else self.dilation
-        y = torch.addmm(self.bias, rows[:steps], self.weights[0])
+        rows = padded.view(-1, self.row * self.in_channels)
+        size = ceil_div(steps, self.group)
+        y = torch.addmm(self.bias, rows[:size], self.weights[0])
         for tap, weight in enumerate(self.weights[1:], start=1):
-            y.addmm_(rows[tap * step : tap * step + steps], weight)
-        return y
+            y.addmm_(rows[tap * self.step : tap * self.step + size], weight)
+        return y.view(-1, self.out_channels)[:steps]
 
     def _pad(self, x: Tensor, steps: int, activation: nn.Module | None) -> Tensor:
         """[left + T + right..., C_in], activated; as many rows as the products look at."""
@@ -108,8 +110,9 @@ class FastConv:
         right = self.right + steps * self.stride - size
         used = left + size + right
         total = used
-        if self.stride > 1 and not self.is_narrow_in:
-            total = (steps - 1 + len(self.weights)) * self.stride
+        if not self.is_narrow_in:
+            row_steps = (len(self.weights) - 1) * self.step + ceil_div(steps, self.group)
+            total = row_steps * self.row
         padded = x.new_empty(total, self.in_channels)
         inner = padded[left : left + size]
         if activation is None:
