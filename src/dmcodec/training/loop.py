@@ -59,7 +59,7 @@ def train(
         experiment: what to train.
         folder: of the run; must be new or empty unless `resume`.
         resume: go on from the folder's last checkpoint, or begin where there is none yet.
-        device: "auto" (what accelerate finds) or "cpu".
+        device: "auto" (what accelerate finds, or the CPU) or "cpu".
 
     Raises ValueError for a folder in use or a checkpoint of another experiment, FileNotFoundError
     for missing data, TrainingDiverged when a loss is no longer finite.
@@ -119,7 +119,8 @@ def train(
 
 def _make_accelerator(experiment: Experiment, device: str) -> Accelerator:
     return Accelerator(
-        cpu=device == "cpu",
+        # accelerate joins several processes without a GPU only when told that there is none.
+        cpu=device == "cpu" or not torch.accelerator.is_available(),
         mixed_precision=experiment.mixed_precision,
         # Codebooks agree by construction; averaging them over processes would undo that.
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
