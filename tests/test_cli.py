@@ -93,6 +93,21 @@ def test_first_codebooks_are_the_beginning_of_all(model: Path, tmp_path: Path) -
     np.testing.assert_array_equal(two.codes, full.codes[:2])
 
 
+def test_threads_are_set_and_change_no_code(model: Path, tmp_path: Path) -> None:
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 2):
+            out = tmp_path / str(threads)
+            result = run("encode", EXAMPLE, "-o", out, "--model", model, "--threads", threads)
+            assert result.exit_code == 0, result.output
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+
+    one, two = ((tmp_path / n / "4077-13754-0000.dmc").read_bytes() for n in ("1", "2"))
+    assert one == two
+
+
 def test_unreadable_files_are_named_and_the_others_go_on(
     model: Path, speech: Path, tmp_path: Path
 ) -> None:

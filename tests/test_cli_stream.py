@@ -114,7 +114,7 @@ def test_other_sound_and_other_models_are_refused(codec: Codec) -> None:
     with pytest.raises(ValueError, match="no WAV that can be read"):
         encode_stream(codec, io.BytesIO(b"RIFF nonsense"), io.BytesIO(), None, 1)
     writer = PacketWriter(HEADER)
-    with pytest.raises(ValueError, match="the stream's codes are of model 'other'"):
+    with pytest.raises(ValueError, match="its codes are of model 'other'"):
         decode_stream(codec, io.BytesIO(writer.start), io.BytesIO(), is_wav=False)
 
 

@@ -131,11 +131,8 @@ def decode_blocks(
     """
     file = loads(data, on_damage=on_damage)
     header, config = file.header, codec.config
-    if identity is not None and header.model_hash != identity.model_hash:
-        raise ValueError(
-            f"its codes are of model {header.model_id!r} ({header.model_hash}), the codec at hand"
-            f" is {identity.model_id!r} ({identity.model_hash}): name the right one with --model"
-        )
+    if identity is not None:
+        header.check_model(identity.model_id, identity.model_hash)
     header.check_layout(config.sample_rate, config.hop_length, config.quantizer.codebook_size)
     codes = torch.from_numpy(file.codes)[None]
     encoded = Encoded(codes, torch.tensor([header.num_frames]), torch.tensor([header.num_samples]))

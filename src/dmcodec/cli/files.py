@@ -16,6 +16,7 @@ from dmcodec.cli.options import (
     NumCodebooks,
     Output,
     PrecisionName,
+    Threads,
     load_codec,
     read_bytes,
     say_damaged,
@@ -39,6 +40,7 @@ def encode(
     model: Model = None,
     device: Device = "cpu",
     precision: PrecisionName = "float32",
+    threads: Threads = None,
     force: Force = False,
     backend: Backend = streams.Runtime.TORCH,
 ) -> None:
@@ -49,12 +51,12 @@ def encode(
     targets = plan_outputs(inputs, paths, output, ".dmc")
     if backend == streams.Runtime.ONNX:
         _check_onnx_options(device, precision)
-        encode_onnx = streams.onnx_encoder(model, num_codebooks)
+        encode_onnx = streams.onnx_encoder(model, num_codebooks, threads)
         _for_each("encoding", paths, targets, lambda a, b: write_bytes(b, encode_onnx(a)), force)
         return
     from dmcodec.files import encode_file, identify
 
-    codec = load_codec(model, device, precision)
+    codec = load_codec(model, device, precision, threads)
     identity = identify(codec)
 
     def work(path: Path, target: Path) -> None:
@@ -70,6 +72,7 @@ def decode(
     model: Model = None,
     device: Device = "cpu",
     precision: PrecisionName = "float32",
+    threads: Threads = None,
     force: Force = False,
     skip_damage: Annotated[
         bool, typer.Option("--skip-damage", help="Read around damaged chunks; they are silent.")
@@ -88,13 +91,13 @@ def decode(
     if backend == streams.Runtime.ONNX:
         _check_onnx_options(device, precision)
         decode_onnx = streams.onnx_decoder(
-            model, num_codebooks, any_model=any_model, skip_damage=skip_damage
+            model, num_codebooks, threads, any_model=any_model, skip_damage=skip_damage
         )
         _for_each("decoding", paths, targets, decode_onnx, force)
         return
     from dmcodec.files import decode_blocks, identify
 
-    codec = load_codec(model, device, precision)
+    codec = load_codec(model, device, precision, threads)
     identity = None if any_model else identify(codec)
 
     def work(path: Path, target: Path) -> None:
@@ -125,6 +128,7 @@ def reconstruct(
     model: Model = None,
     device: Device = "cpu",
     precision: PrecisionName = "float32",
+    threads: Threads = None,
     force: Force = False,
 ) -> None:
     """Encode and decode sound files (or a .jsonl manifest), and measure what is left of them."""
@@ -138,7 +142,7 @@ def reconstruct(
     paths = _find_speech(inputs)
     folder = output if output is not None else Path()
     targets = plan_outputs(inputs, paths, folder, ".wav")
-    codec = load_codec(model, device, precision)
+    codec = load_codec(model, device, precision, threads)
     identity = identify(codec)
     codec.decode(codec.encode(torch.zeros(codec.config.sample_rate)))  # the first pass sets up
     results: dict[Path, Reconstruction] = {}

@@ -146,13 +146,11 @@ def tokenize(  # noqa: PLR0913 (one for each flag)
     if batch_seconds is None:
         batch_seconds = 16.0 if device == "cpu" else 400.0
     utterances = read_manifests(manifests)
-    codec = load_codec(model, "cpu" if ray else device)
+    codec = load_codec(model, "cpu" if ray else device, threads=threads)
     try:
         codec.precision = check_precision(precision, torch.device(device))
     except RuntimeError as problem:
         raise CommandError(f"device {device!r} cannot be used: {problem}") from problem
-    if threads is not None:
-        torch.set_num_threads(threads)
     rate = codec.config.sample_rate
     corpus = describe_corpus(
         codec,

@@ -24,6 +24,9 @@ Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps.")]
 PrecisionName = Annotated[
     str, typer.Option("--precision", help="float32, bfloat16, or tf32 (CUDA): faster, other codes.")
 ]
+Threads = Annotated[
+    int | None, typer.Option(min=1, help="CPU threads; default: one for each core.")
+]
 NumCodebooks = Annotated[
     int | None, typer.Option(min=1, help="Use the first N books only; default: all.")
 ]
@@ -34,13 +37,17 @@ class CommandError(Exception):
     """Ends the command with one sentence and exit code 1."""
 
 
-def load_codec(model: str | None, device: str, precision: str = "float32") -> "Codec":
-    """The codec on a device that works, or a CommandError."""
+def load_codec(
+    model: str | None, device: str, precision: str = "float32", threads: int | None = None
+) -> "Codec":
+    """The codec on a device that works, or a CommandError; sets torch's threads."""
     import torch
 
     from dmcodec.codec.checkpoint import load
     from dmcodec.codec.precision import check_precision
 
+    if threads is not None:
+        torch.set_num_threads(threads)
     try:
         target = torch.device(device)
         if target.type != "cpu":

@@ -138,11 +138,7 @@ def decode_stream(codec: "Codec", source: BinaryIO, sink: BinaryIO, *, is_wav: b
 
     config = codec.config
     decoder, reader = StreamDecoder(codec), PacketReader(source)
-    if reader.header.model_hash != codec.fingerprint():
-        raise ValueError(
-            f"the stream's codes are of model {reader.header.model_id!r} "
-            f"({reader.header.model_hash}), not of {codec.model_id!r}: name it with --model"
-        )
+    reader.header.check_model(codec.model_id, codec.fingerprint())
     warm_up = torch.zeros(reader.header.num_codebooks, 1, dtype=torch.int64)
     decoder.push([warm_up], [StreamState()])  # the first pass sets up
     if is_wav:
@@ -253,13 +249,15 @@ def export(
         typer.echo(line)
 
 
-def onnx_encoder(model: str | None, num_codebooks: int | None) -> Callable[[Path], bytes]:
+def onnx_encoder(
+    model: str | None, num_codebooks: int | None, threads: int | None
+) -> Callable[[Path], bytes]:
     """A function from a sound file to the bytes of its .dmc file; torch is not needed."""
     from dmcodec.audio import audio_info, read_parts
     from dmcodec.onnx_codec import OnnxCodec
     from dmcodec.tokens.bitstream import dumps
 
-    codec = OnnxCodec(_export_folder(model))
+    codec = OnnxCodec(_export_folder(model), num_threads=threads)
 
     def encode(path: Path) -> bytes:
         parts = read_parts(
@@ -274,23 +272,25 @@ def onnx_encoder(model: str | None, num_codebooks: int | None) -> Callable[[Path
 
 
 def onnx_decoder(
-    model: str | None, num_codebooks: int | None, *, any_model: bool, skip_damage: bool
+    model: str | None,
+    num_codebooks: int | None,
+    threads: int | None,
+    *,
+    any_model: bool,
+    skip_damage: bool,
 ) -> Callable[[Path, Path], None]:
     """A function from a .dmc file to a WAV file; torch is not needed."""
     from dmcodec.audio import write_audio_blocks
     from dmcodec.onnx_codec import OnnxCodec
     from dmcodec.tokens.bitstream import loads, silence_lost_frames
 
-    codec = OnnxCodec(_export_folder(model))
+    codec = OnnxCodec(_export_folder(model), num_threads=threads)
 
     def decode(path: Path, target: Path) -> None:
         file = loads(read_bytes(path), on_damage="skip" if skip_damage else "raise")
         header = file.header
-        if not any_model and header.model_hash != codec.model_hash:
-            raise ValueError(
-                f"its codes are of model {header.model_id!r} ({header.model_hash}), the"
-                f" exported one is {codec.model_id!r} ({codec.model_hash})"
-            )
+        if not any_model:
+            header.check_model(codec.model_id, codec.model_hash)
         header.check_layout(codec.sample_rate, codec.hop_length, codec.codebook_size)
         if num_codebooks is not None and num_codebooks > header.num_codebooks:
             raise ValueError(f"it has {header.num_codebooks} books, not {num_codebooks}")

@@ -126,6 +126,14 @@ class Header:
         rest_bytes = self.chunk_bytes(rest_frames) if rest_frames else 0
         return self.header_bytes + full_bytes + rest_bytes
 
+    def check_model(self, model_id: str, model_hash: str) -> None:
+        """Raises ValueError when the codes are another model's, which would decode to noise."""
+        if model_hash != self.model_hash:
+            raise ValueError(
+                f"its codes are of model {self.model_id!r} ({self.model_hash}), not of"
+                f" {model_id!r} ({model_hash}): name the right one with --model"
+            )
+
     def check_layout(self, sample_rate: int, hop_length: int, codebook_size: int) -> None:
         """Raises ValueError when a codec of this layout cannot decode the codes."""
         own = (self.sample_rate, self.hop_length, self.codebook_size)
