@@ -20,11 +20,11 @@ import torch
 from codec_speed import load_codec
 from torch import Tensor
 
-from dmcodec.audio import read_audio
 from dmcodec.codec.long import decode_long, encode_long
 from dmcodec.codec.model import Codec
 from dmcodec.manifest import read_manifest
 from dmcodec.onnx_codec import OnnxCodec
+from dmcodec.sources import read_utterance
 
 BATCH_SIZE = 8
 
@@ -36,7 +36,7 @@ def main() -> None:
     codec = load_codec(arguments.model)
     rate = codec.config.sample_rate
     clips = read_manifest(arguments.manifest)[: arguments.clips]
-    waveforms = [torch.from_numpy(read_audio(u.audio, sample_rate=rate)) for u in clips]
+    waveforms = [torch.from_numpy(read_utterance(u, sample_rate=rate)) for u in clips]
     torch.set_num_threads(1)
     alone = [codec.encode(waveform) for waveform in waveforms]
     torch.set_num_threads(arguments.threads)

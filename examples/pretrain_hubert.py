@@ -25,8 +25,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import HubertConfig, HubertModel, Wav2Vec2FeatureExtractor
 
-from dmcodec.audio import read_audio
 from dmcodec.manifest import read_manifest
+from dmcodec.sources import read_utterance
 from dmcodec.spectral import mel_filterbank
 
 SAMPLE_RATE = 16_000
@@ -106,7 +106,7 @@ def fit_centres(points: Tensor, count: int, generator: torch.Generator) -> Tenso
 def read_clips(manifest: Path, num_samples: int) -> list[Clip]:
     """Waveforms with their MFCCs, of clips as long as a segment."""
     waveforms = [
-        torch.from_numpy(read_audio(utterance.audio, sample_rate=SAMPLE_RATE))
+        torch.from_numpy(read_utterance(utterance, sample_rate=SAMPLE_RATE))
         for utterance in read_manifest(manifest)
     ]
     return [Clip(each, mfcc(each)) for each in waveforms if len(each) >= num_samples]

@@ -61,6 +61,17 @@ def test_table_has_a_line_for_each_row_and_is_made_again_without_training(table,
     assert {path: path.read_bytes() for path in logs} == logs
 
 
+def test_missing_lists_stop_the_table_before_its_first_run(table, tmp_path):
+    text = table.read_text().replace('valid.jsonl"]', 'gone.jsonl"]')
+    table.write_text(text)
+
+    result = CliRunner().invoke(app, ["ablate", str(table), "-o", str(tmp_path / "out")])
+
+    assert isinstance(result.exception, FileNotFoundError)
+    assert "gone.jsonl" in str(result.exception)
+    assert not (tmp_path / "out").exists()
+
+
 def make_row(system: str, clip: str, errors: int, words: int) -> Row:
     return Row(
         system=system,

@@ -14,18 +14,23 @@ from pathlib import Path
 from typing import Self
 
 import numpy as np
+import torch
 from pydantic import Field, model_validator
 
 from dmcodec.config import Record, load_config
 from dmcodec.evaluation.about import EvaluationConfig
 from dmcodec.evaluation.measures import MEASURES
+from dmcodec.evaluation.requirements import import_package
 from dmcodec.evaluation.rows import Row, components
 from dmcodec.evaluation.run import Evaluation, evaluate
+from dmcodec.evaluation.scoring import ScoringConfig, check_models
 from dmcodec.evaluation.statistics import Bootstrap, ratio
 from dmcodec.evaluation.storage import write_text
 from dmcodec.evaluation.summary import Summary
+from dmcodec.manifest import read_manifest
 from dmcodec.training.experiment import Experiment
 from dmcodec.training.loop import train
+from dmcodec.training.step import TrainingDiverged
 from dmcodec.training.teach import teach
 
 logger = logging.getLogger(__name__)
@@ -101,42 +106,59 @@ def ablate(
     Args:
         config: what to compare.
         output: folder of runs and results; goes on from what it holds.
-        device: of the training, "auto" or "cpu".
+        device: "auto" (a GPU where there is one), "cpu" or "cuda".
         num_processes: that compute features and scores.
         progress: told of every finished run.
 
     Raises ValueError or FileNotFoundError for an experiment, clip or model that cannot be used,
-    before the first run where that can be known.
+    before the first run where that can be known; TrainingDiverged names the row.
     """
     experiments = {
         (row.name, seed): config.experiment_of(row, seed)
         for row in config.rows
         for seed in config.seeds
     }
+    _check_before_training(config, list(experiments.values()))
+    has_gpu = device != "cpu" and torch.cuda.is_available()
+    models_on = "cuda" if has_gpu else "cpu"
     folders = {key: output / "runs" / f"{key[0]}-seed{key[1]}" for key in experiments}
     for number, (key, experiment) in enumerate(experiments.items()):
         progress("training", number, len(experiments))
         if key[1] == config.seeds[0] and _has_store(experiment):  # seeds share the features
-            teach(experiment, num_processes=num_processes)
-        train(experiment, folders[key], resume=True, device=device)
+            teach(experiment, num_processes=num_processes, device=models_on)
+        try:
+            train(experiment, folders[key], resume=True, device=device)
+        except TrainingDiverged as problem:
+            raise TrainingDiverged(f"row {key[0]}, seed {key[1]}: {problem}") from problem
     progress("training", len(experiments), len(experiments))
 
     whole = {_system(*key): str(folder / "codec") for key, folder in folders.items()}
     quality = _evaluate(
         config, whole, ("stoi", "pesq", "codes"), config.num_clips, output / "evaluation",
-        num_processes, progress,
+        num_processes, models_on, progress,
     )  # fmt: skip
     words = None
     if config.num_word_clips:
         books = {f"{name}.book1": f"{codec}@1" for name, codec in whole.items()}
         words = _evaluate(
             config, whole | books, ("words",), config.num_word_clips, output / "words",
-            num_processes, progress,
+            num_processes, models_on, progress,
         )  # fmt: skip
     losses = {key: _last_validation(folder) for key, folder in folders.items()}
     table = _make_table(config, quality, words, losses)
     write_text(output / "table.md", table)
     return table
+
+
+def _check_before_training(config: AblationConfig, experiments: Sequence[Experiment]) -> None:
+    """Raises what would otherwise end the table after hours: lists and models that are missing."""
+    import_package("PIL.Image", "the report")
+    if config.num_word_clips:
+        check_models(("words",), ScoringConfig(recognizer=config.recognizer))
+    lists = {manifest for each in experiments for manifest in each.data.train_manifests}
+    lists |= {each.data.valid_manifest for each in experiments if each.data.valid_manifest}
+    for manifest in sorted(lists | set(config.clips)):
+        read_manifest(manifest)
 
 
 def _has_store(experiment: Experiment) -> bool:
@@ -155,6 +177,7 @@ def _evaluate(
     num_clips: int | None,
     output: Path,
     num_processes: int,
+    device: str,
     progress: Progress,
 ) -> Evaluation:
     request = EvaluationConfig.model_validate(
@@ -163,7 +186,7 @@ def _evaluate(
             "systems": tuple(f"{name}=dmcodec:{codec}" for name, codec in codecs.items()),
             "measures": measures,
             "num_clips": num_clips,
-            "scoring": {"recognizer": config.recognizer},
+            "scoring": {"recognizer": config.recognizer, "device": device},
             "num_processes": num_processes,
         }
     )

@@ -117,6 +117,10 @@ def test_ctc_models_of_transformers_are_decoded_greedily(
 
     assert " ".join(text.replace("<unk>", "").split()) == " ".join(expected.split())
     assert recognizer_identity(str(tmp_path)).startswith(tmp_path.name)
+    # Many models are stored in half precision; they work in single.
+    model.half().save_pretrained(tmp_path)
+    halved = load_recognizer(str(tmp_path)).transcribe(speech[:16_000], 16_000)
+    assert isinstance(halved, str)
 
 
 def test_whisper_models_of_transformers_generate_greedily(

@@ -24,6 +24,17 @@ def test_estoi_is_that_of_pystoi(speech: np.ndarray, noisy: np.ndarray) -> None:
     assert perceptual.estoi(speech, speech, 16_000) == pytest.approx(1.0, abs=1e-6)
 
 
+def test_estoi_of_silent_stretches_depends_on_no_chance(speech: np.ndarray) -> None:
+    pytest.importorskip("pystoi", reason="pip install 'dmcodec[metrics]'")
+    half = np.where(np.arange(len(speech)) < len(speech) // 2, speech, 0).astype(np.float32)
+    before = np.random.get_state()[1]  # noqa: NPY002
+
+    first, second = (perceptual.estoi(speech, half, 16_000) for _ in range(2))
+
+    assert first == second
+    np.testing.assert_array_equal(np.random.get_state()[1], before)  # noqa: NPY002
+
+
 def test_narrow_band_pesq_is_that_of_pesq_at_8_khz(speech: np.ndarray, noisy: np.ndarray) -> None:
     pesq = pytest.importorskip("pesq", reason="pip install 'dmcodec[metrics]'")
 

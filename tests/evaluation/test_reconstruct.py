@@ -48,6 +48,30 @@ def test_originals_are_16_khz_mono_without_offset(tmp_path: Path, speech: np.nda
     assert abs(float(waveform.mean())) < 1e-5
 
 
+def test_segments_of_one_file_are_clips_of_their_own(tmp_path: Path, speech: np.ndarray) -> None:
+    write_audio(tmp_path / "long.wav", speech[:24_000])
+    segments = [
+        Utterance(
+            id=f"s{start}", audio=tmp_path / "long.wav", start_samples=start, num_samples=8_000
+        )
+        for start in (0, 16_000)
+    ]
+    workspace = Workspace(tmp_path / "out")
+
+    assert prepare_originals(segments, workspace, ignore) == {}
+
+    for start in (0, 16_000):
+        expected = read_audio(tmp_path / "long.wav", start_samples=start, num_samples=8_000)
+        original = read_audio(workspace.sound_path(ORIGINAL, f"s{start}"))
+        np.testing.assert_allclose(original, expected - expected.mean(), atol=1 / 32768)
+
+    moved = [segments[0].model_copy(update={"start_samples": 8_000})]
+    prepare_originals(moved, workspace, ignore)
+    again = read_audio(workspace.sound_path(ORIGINAL, "s0"))
+    expected = read_audio(tmp_path / "long.wav", start_samples=8_000, num_samples=8_000)
+    np.testing.assert_allclose(again, expected - expected.mean(), atol=1 / 32768)
+
+
 def test_unreadable_original_is_left_out_with_its_reason(tmp_path: Path) -> None:
     (tmp_path / "broken.wav").write_bytes(b"no sound")
     utterances = [

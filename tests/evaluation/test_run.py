@@ -238,6 +238,20 @@ def test_wrong_names_stop_before_any_work(
     assert not list(tmp_path.iterdir())
 
 
+def test_models_that_cannot_be_had_stop_before_any_work(
+    tmp_path: Path, manifest: Path, codec_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("transformers", reason="pip install 'dmcodec[eval]'")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    scoring = {"recognizer": str(tmp_path / "no-model")}
+    config = configure(manifest, codec_folder, measures=("words",), scoring=scoring)
+
+    with pytest.raises(FileNotFoundError, match="is neither the folder of a model"):
+        evaluate(config, tmp_path / "out")
+
+    assert not list((tmp_path / "out").glob("*"))
+
+
 class Page(HTMLParser):
     """Collects what a page contains and checks that elements close in order."""
 

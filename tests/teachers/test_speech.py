@@ -1,3 +1,5 @@
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -43,6 +45,20 @@ def test_features_equal_those_of_transformers(transformers, speech_model, hubert
 
     expected = reference_features(transformers, speech_model, waveform)
     torch.testing.assert_close(features, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_model_stored_in_half_precision_works_in_single(transformers, speech_model, tmp_path):
+    shutil.copytree(speech_model, tmp_path / "half")
+    model = transformers.AutoModel.from_pretrained(speech_model).half()
+    model.save_pretrained(tmp_path / "half")
+    teacher = SpeechTeacher(SpeechTeacherConfig(model=str(tmp_path / "half")), GRID)
+    waveform = speech_like(9_000)
+
+    (features,) = teacher.features(torch.from_numpy(waveform)[None], torch.tensor([9_000]))
+
+    assert features.dtype == torch.float32
+    expected = reference_features(transformers, speech_model, waveform)
+    torch.testing.assert_close(features, expected, rtol=0, atol=0.05)
 
 
 @pytest.mark.parametrize("model", ["hubert", "wav2vec2"])

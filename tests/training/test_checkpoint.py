@@ -167,6 +167,29 @@ def test_course_and_reports_may_change_on_resuming(fresh_state, tiny, last, capl
     assert "changed on resuming: optimizer.learning_rate from 0.001 to 0.0005" in caplog.text
 
 
+@pytest.mark.parametrize(
+    "assignment",
+    ["validation.max_clips=1", "validation.max_samples=8000", "data.valid_manifest=other.jsonl"],
+)
+def test_best_on_other_clips_is_forgotten(fresh_state, tiny, last, assignment):
+    same, other = fresh_state(tiny()), fresh_state(tiny(assignment))
+
+    load_checkpoint(same, tiny(), last)
+    load_checkpoint(other, tiny(assignment), last)
+
+    assert same.best
+    assert other.best == {}
+
+
+def test_infinite_norm_means_no_clipping_and_survives_saving(fresh_state, tiny, tmp_path):
+    experiment = tiny("optimizer.max_gradient_norm=inf")
+    saved = save_checkpoint(fresh_state(experiment), experiment, tmp_path)
+
+    load_checkpoint(fresh_state(experiment), experiment, saved)
+
+    assert load_experiment(saved) == experiment
+
+
 def test_checkpoints_are_pruned_to_the_last_and_the_best(tmp_path):
     for step in (5, 10, 15, 20, 25):
         (tmp_path / f"step_{step:08d}").mkdir()

@@ -23,6 +23,7 @@ SMALL = (
     "data.min_samples=1",
     "data.corpus_weights={}",
     "adversary.start_step=0",
+    "adversary.update_every=1",
     "adversary.networks.period_channels=[4, 4]",
     "adversary.networks.scale_channels=[4, 4, 4, 4, 4, 4, 4]",
     "adversary.networks.stft_filters=2",

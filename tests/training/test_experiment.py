@@ -88,3 +88,8 @@ def test_losses_without_reconstruction_are_refused(tiny):
 
     with pytest.raises(ConfigError, match="nothing to learn"):
         tiny(*nothing)
+
+
+def test_feature_map_without_a_teacher_is_refused(tiny):
+    with pytest.raises(ConfigError, match=r"no \[distillation\] uses the map"):
+        tiny("codec.feature_dim=8")

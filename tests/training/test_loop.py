@@ -82,9 +82,9 @@ def test_lines_have_the_documented_keys(finished_run):
 
     expected = {
         5: always,
-        10: always | adversarial,
-        15: always | adversarial | {"train/loss_discriminator"},
-        20: always | adversarial,
+        10: always | adversarial | {"train/loss_discriminator"},
+        15: always | adversarial,
+        20: always | adversarial | {"train/loss_discriminator"},
     }
     train_lines = [line for line in lines if "train/loss_total" in line]
     assert {line["step"]: line.keys() for line in train_lines} == expected
@@ -280,3 +280,27 @@ def test_new_run_starts_from_a_finished_one(tiny, finished_run, tmp_path):
     torch.testing.assert_close(
         list(started.parameters()), list(finished.parameters()), rtol=1e-5, atol=1e-6
     )
+
+
+def test_missing_validation_clips_end_the_run_before_its_first_step(tiny, tmp_path):
+    gone = tmp_path / "gone.jsonl"
+    gone.write_text('{"audio": "gone.wav"}\n')
+
+    with pytest.raises(FileNotFoundError, match=r"gone\.wav"):
+        train(tiny(f'data.valid_manifest="{gone}"'), tmp_path / "run", device="cpu")
+
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("device", ["tpu", "cuda:1", "gpu"])
+def test_unknown_devices_are_refused(tiny, tmp_path, device):
+    with pytest.raises(ValueError, match="auto, cpu or cuda"):
+        train(tiny(), tmp_path / "run", device=device)
+
+
+def test_runs_in_other_precision_follow_each_other_in_one_process(tiny, tmp_path):
+    for precision in ("no", "bf16"):
+        experiment = tiny(f"mixed_precision={precision}", "num_steps=1", "log_every_steps=1")
+        train(experiment, tmp_path / precision, device="cpu")
+
+    assert (tmp_path / "bf16" / "codec" / "config.json").is_file()

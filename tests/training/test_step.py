@@ -48,7 +48,7 @@ def test_step_equals_the_loss_written_by_hand(tiny, start, accelerator, column):
     experiment, state, batch = start("adversary.start_step=0", "adversary.update_every=2")
     losses = tiny(name=column).losses.model_copy(update={"stft_weight": 0.7})
     experiment = experiment.model_copy(update={"losses": losses})
-    state.step = 1  # not the discriminators' turn, which would come first
+    state.step = 0  # not the discriminators' turn, which would come first
     codec, discriminators = copy.deepcopy(state.codec), copy.deepcopy(state.discriminators)
 
     terms = train_step(state, experiment, batch, accelerator)
@@ -117,7 +117,7 @@ def test_discriminators_learn_at_every_nth_step_from_their_start(start, accelera
     experiment, state, batch = start("adversary.start_step=2", "adversary.update_every=3")
     steps = []
 
-    for step in range(7):
+    for step in range(8):
         before = copies(state.discriminators)
         terms = train_step(state, experiment, batch, accelerator)
         assert ("discriminator" in terms) != is_unchanged(state.discriminators, before)
@@ -125,13 +125,12 @@ def test_discriminators_learn_at_every_nth_step_from_their_start(start, accelera
         if "discriminator" in terms:
             steps.append(step)
 
-    assert steps == [2, 5]
-    assert state.step == 7
+    assert steps == [4, 7]
+    assert state.step == 8
 
 
 def test_codecs_turn_leaves_the_discriminators_alone(start, accelerator):
     experiment, state, batch = start("adversary.start_step=0", "adversary.update_every=2")
-    state.step = 1
     before = copies(state.discriminators)
 
     terms = train_step(state, experiment, batch, accelerator)

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from dmcodec.cli import files, jobs, streams
-from dmcodec.cli.options import CommandError
+from dmcodec.cli.options import CommandError, describe
 
 app = typer.Typer(
     name="dmcodec",
@@ -63,8 +63,8 @@ def main() -> None:
     atexit.register(gc.freeze)
     try:
         app()
-    except (CommandError, ValueError, FileNotFoundError, ModuleNotFoundError) as problem:
-        typer.secho(f"dmcodec: {problem}", fg="red", err=True)
+    except (CommandError, ValueError, OSError, ModuleNotFoundError) as problem:
+        typer.secho(f"dmcodec: {describe(problem)}", fg="red", err=True)
         sys.exit(1)
     except KeyboardInterrupt:
         typer.secho("dmcodec: stopped", fg="red", err=True)

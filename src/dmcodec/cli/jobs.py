@@ -8,10 +8,20 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dmcodec.cli.options import CommandError, Device, Model, NumCodebooks, PrecisionName, load_codec
+from dmcodec.cli.options import (
+    CommandError,
+    Device,
+    Model,
+    NumCodebooks,
+    PrecisionName,
+    check_device,
+    load_codec,
+)
 
 if TYPE_CHECKING:
     from dmcodec.evaluation.summary import Summary
+
+TrainingDevice = Annotated[str, typer.Option(help="auto (a GPU where there is one), cpu or cuda.")]
 
 
 def train(
@@ -29,7 +39,7 @@ def train(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from the run's last checkpoint.")
     ] = False,
-    device: Annotated[str, typer.Option(help="auto or cpu.")] = "auto",
+    device: TrainingDevice = "auto",
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads of each process.")] = None,
 ) -> None:
     """Train a codec as an experiment file says; several processes: start with torchrun."""
@@ -76,6 +86,7 @@ def teach(
     from dmcodec.training.teach import teach as teach_stores
 
     experiment = load_config(config, Experiment, assignments)
+    check_device(device)
     with _stage_progress() as progress:
         summaries = teach_stores(
             experiment, num_processes=processes, device=device, on_progress=progress
@@ -253,6 +264,7 @@ def evaluate(
 
     if output_format not in ("table", "markdown"):
         raise CommandError(f"--format {output_format!r} is neither table nor markdown")
+    check_device(device)
     table = {
         "manifests": manifests,
         "systems": systems,
@@ -295,17 +307,23 @@ def ablate(
         ),
     ] = None,
     processes: Annotated[int, typer.Option(min=1, help="For features and scores.")] = 1,
-    device: Device = "auto",
+    device: TrainingDevice = "auto",
 ) -> None:
     """Train and measure every row of a table of ablations; run again to go on."""
     from dmcodec.ablation import AblationConfig
     from dmcodec.ablation import ablate as run_table
     from dmcodec.config import load_config
+    from dmcodec.training.step import TrainingDiverged
 
     table = load_config(config, AblationConfig, assignments)
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
-    with _stage_progress() as progress:
-        text = run_table(table, output, device=device, num_processes=processes, progress=progress)
+    try:
+        with _stage_progress() as progress:
+            text = run_table(
+                table, output, device=device, num_processes=processes, progress=progress
+            )
+    except TrainingDiverged as problem:
+        raise CommandError(str(problem)) from problem
     typer.echo(text)
     typer.echo(f"the table is in {output / 'table.md'}")
 

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
+    import torch
+
     from dmcodec.codec.model import Codec
 
 Inputs = Annotated[list[Path], typer.Argument(metavar="IN...", help="Files or folders.")]
@@ -37,6 +39,28 @@ class CommandError(Exception):
     """Ends the command with one sentence and exit code 1."""
 
 
+def describe(problem: Exception) -> str:
+    """One sentence: of the system's errors the file and what happened to it, without numbers."""
+    if "\nOriginal Traceback" in str(problem):  # torch's DataLoader tells of its processes at length
+        return str(problem).strip().splitlines()[-1].partition(": ")[2]
+    if isinstance(problem, OSError) and problem.strerror and problem.filename is not None:
+        return f"{problem.filename}: {problem.strerror}"
+    return str(problem) or type(problem).__name__
+
+
+def check_device(device: str) -> "torch.device":
+    """The device, which works; CommandError otherwise."""
+    import torch
+
+    try:
+        target = torch.device(device)
+        if target.type != "cpu":
+            torch.zeros(1, device=target)
+    except (RuntimeError, AssertionError) as problem:
+        raise CommandError(f"device {device!r} cannot be used: {problem}") from problem
+    return target
+
+
 def load_codec(
     model: str | None, device: str, precision: str = "float32", threads: int | None = None
 ) -> "Codec":
@@ -48,12 +72,7 @@ def load_codec(
 
     if threads is not None:
         torch.set_num_threads(threads)
-    try:
-        target = torch.device(device)
-        if target.type != "cpu":
-            torch.zeros(1, device=target)
-    except (RuntimeError, AssertionError) as problem:
-        raise CommandError(f"device {device!r} cannot be used: {problem}") from problem
+    target = check_device(device)
     codec = load(model).to(target)
     codec.precision = check_precision(precision, target)
     return codec

@@ -85,7 +85,7 @@ class TransformersRecognizer:
             if self._is_sequence_to_sequence
             else transformers.AutoModelForCTC
         )
-        self._model = kind.from_pretrained(name).to(device).eval()
+        self._model = kind.from_pretrained(name).float().to(device).eval()
         self._processor = transformers.AutoProcessor.from_pretrained(name)
         self._device = device
 

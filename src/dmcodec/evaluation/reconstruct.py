@@ -12,6 +12,8 @@ import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,6 +30,7 @@ from dmcodec.evaluation.storage import (
 )
 from dmcodec.evaluation.systems import ORIGINAL, System, SystemFacts, SystemSpec, open_system
 from dmcodec.manifest import Utterance
+from dmcodec.sources import read_utterance
 
 logger = logging.getLogger(__name__)
 
@@ -70,16 +73,23 @@ def prepare_originals(
 def _prepare_original(utterance: Utterance, workspace: Workspace) -> None:
     if not utterance.audio.is_file():
         raise FileNotFoundError(f"{utterance.audio}: no such file")
-    key = hash_text(_ORIGINAL_PREPARATION, hash_file(utterance.audio))
+    segment = f"{utterance.start_samples} {utterance.num_samples} {utterance.entry}"
+    key = hash_text(_ORIGINAL_PREPARATION, segment, _hash_once(utterance.audio))
     record = workspace.read_sound_record(ORIGINAL, utterance.id)
     if record is not None and record.key == key:
         return
-    waveform = remove_dc(read_audio(utterance.audio, sample_rate=SAMPLE_RATE))
+    waveform = remove_dc(read_utterance(utterance, sample_rate=SAMPLE_RATE))
     path = workspace.sound_path(ORIGINAL, utterance.id)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_audio(path, waveform, SAMPLE_RATE)
     record = SoundRecord(key=key, sound_hash=hash_waveform(waveform), num_samples=len(waveform))
     workspace.write_sound_record(ORIGINAL, utterance.id, record)
+
+
+@lru_cache(maxsize=16)
+def _hash_once(path: Path) -> str:
+    """`hash_file`, once for the many utterances that lie in one file."""
+    return hash_file(path)
 
 
 def run_system(

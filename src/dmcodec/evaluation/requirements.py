@@ -56,6 +56,18 @@ def find_program(name: str, purpose: str, debian_package: str) -> str:
     return path
 
 
+def check_model(name: str) -> None:
+    """Raises FileNotFoundError unless a Hugging Face model is in a folder, cached or to be had."""
+    transformers = import_package("transformers", f"the model {name}")
+    try:
+        transformers.AutoConfig.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise FileNotFoundError(
+            f"model {name!r} is neither the folder of a model nor in the Hub's cache, and could not"
+            " be fetched; where there is a network: hf download NAME --local-dir FOLDER"
+        ) from error
+
+
 def model_identity(name: str) -> str:
     """What names a Hugging Face model: a folder's name and a hash of its files, or its Hub name.
 

@@ -31,6 +31,7 @@ from dmcodec.evaluation.scoring import (
     GROUPS,
     ScoreTask,
     cache_key,
+    check_models,
     group_identity,
     score_in_process,
     start_process,
@@ -89,7 +90,9 @@ def evaluate(
     """
     specs = parse_systems(config.systems, config.kbps, config.delay_samples)
     reference = _check_names(config, [spec.name for spec in specs])
-    import_package("PIL.Image", "the report")  # better now than after hours of work
+    # Better now than after hours of work.
+    import_package("PIL.Image", "the report")
+    check_models(config.measures, config.scoring)
     workspace = Workspace(output)
 
     listed = choose_clips(read_manifests(config.manifests), config.protocol, config.num_clips)

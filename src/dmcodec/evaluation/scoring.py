@@ -4,7 +4,7 @@ A group is what is computed and cached as one: measures that share work. Every o
 or the reason why there is none.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,7 +22,7 @@ from dmcodec.evaluation.intelligibility import (
     load_recognizer,
     recognizer_identity,
 )
-from dmcodec.evaluation.requirements import package_versions, why_unavailable
+from dmcodec.evaluation.requirements import check_model, package_versions, why_unavailable
 from dmcodec.evaluation.speaker import (
     SpeakerModel,
     cosine_similarity,
@@ -197,7 +197,7 @@ GROUPS = {
         ("visqol-python", "ai-edge-litert"),
     ),
     "visqol_audio": Group(("visqol_audio",), _visqol_audio, ("visqol",), ("visqol-python",)),
-    "stoi": Group(("stoi", "estoi"), _stoi, ("pystoi",), ("pystoi",)),
+    "stoi": Group(("stoi", "estoi"), _stoi, ("pystoi",), ("pystoi",), revision=2),
     "pesq": Group(("pesq", "pesq_nb"), _pesq, ("pesq",), ("pesq",)),
     "dnsmos": Group(
         ("dnsmos_overall", "dnsmos_p808"),
@@ -236,6 +236,18 @@ def why_not(name: str, config: ScoringConfig) -> str | None:
     if name == "utmos" and config.utmos is None:
         return "UTMOS: no weights at hand; name a TorchScript file with --set scoring.utmos=FILE"
     return why_unavailable(modules, name)
+
+
+def check_models(groups: Sequence[str], config: ScoringConfig) -> None:
+    """Raises FileNotFoundError for a model of these groups that cannot be had.
+
+    Groups that cannot be computed here anyway are left out.
+    """
+    models = {"words": config.recognizer, "speaker": config.speaker_model}
+    for group, name in models.items():
+        has_own_package = name in _RECOGNIZER_MODULES or name in _SPEAKER_MODULES
+        if group in groups and not has_own_package and why_not(group, config) is None:
+            check_model(name)
 
 
 def group_identity(name: str, config: ScoringConfig) -> str:

@@ -78,7 +78,7 @@ class TransformersSpeakerModel:
     def __init__(self, name: str, device: str) -> None:
         transformers = import_package("transformers", f"the speaker model {name}")
         self._model = transformers.AutoModelForAudioXVector.from_pretrained(name)
-        self._model = self._model.to(device).eval()
+        self._model = self._model.float().to(device).eval()
         self._extractor = transformers.AutoFeatureExtractor.from_pretrained(name)
         self._device = device
 

@@ -76,7 +76,7 @@ def model_hash(folder: Path) -> str:
 
 
 def load_weights(kind: Any, folder: Path, device: str) -> Any:
-    """A frozen model of a transformers class; refuses files that lack weights of it."""
+    """A frozen float32 model of a transformers class; refuses files that lack weights of it."""
     messages = import_transformers().utils.logging
     was_shown = messages.is_progress_bar_enabled()
     messages.disable_progress_bar()  # a bar for each model of each process
@@ -92,7 +92,7 @@ def load_weights(kind: Any, folder: Path, device: str) -> Any:
             f"the files in {folder} lack {len(missing)} weights of {type(model).__name__}, such as"
             f" {sorted(missing)[0]}: another kind of model"
         )
-    return model.to(device).eval().requires_grad_(False)
+    return model.float().to(device).eval().requires_grad_(False)
 
 
 def _locate(name: str, may_download: bool) -> tuple[Path, str]:

@@ -77,12 +77,14 @@ def load_checkpoint(state: TrainingState, experiment: Experiment, checkpoint: Pa
     """Puts a checkpoint or kit of the same experiment into `state`, in place.
 
     The experiment may differ in `num_steps` (schedules then end at the new end), in optimizers and
-    in what is measured and kept; differences in the course of learning are logged.
+    in what is measured and kept; differences in the course of learning are logged. Scores on other
+    clips do not compare: the best so far is then forgotten.
 
     Raises CheckpointError for a damaged or incomplete checkpoint and for one of another
     experiment; `state` is then not to be used.
     """
-    _check_same_run(load_experiment(checkpoint), experiment, checkpoint)
+    saved = load_experiment(checkpoint)
+    _check_same_run(saved, experiment, checkpoint)
     progress = _read_json(checkpoint / "progress.json")
     files = {name: _read_tensors(checkpoint, name) for name in state_tensors(state)}
     try:
@@ -90,8 +92,17 @@ def load_checkpoint(state: TrainingState, experiment: Experiment, checkpoint: Pa
         state.step, state.best = int(progress["step"]), dict(progress["best"])
     except (StateError, KeyError, TypeError) as error:
         raise CheckpointError(f"{checkpoint} is damaged: {error!r}") from error
+    if state.best and _validated_clips(saved) != _validated_clips(experiment):
+        logger.info("validation is on other clips now: the best so far does not count")
+        state.best = {}
     if state.scaler is not None and progress.get("gradient_scaler"):
         state.scaler.load_state_dict(progress["gradient_scaler"])
+
+
+def _validated_clips(experiment: Experiment) -> tuple[object, ...]:
+    """What decides which clips a validation scores."""
+    config = experiment.validation
+    return experiment.data.valid_manifest, config.max_clips, config.max_samples
 
 
 def load_experiment(checkpoint: Path) -> Experiment:

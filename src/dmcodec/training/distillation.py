@@ -190,15 +190,16 @@ class Guidance:
         self, codec: Codec, heads: nn.Module | None, clip: ValidationClip
     ) -> dict[str, float]:
         """`loss_distill_text` and so on for a clip that the stores know, or with online models."""
-        num_samples = torch.tensor([clip.waveform.shape[-1]])
-        output = codec(clip.waveform.to(codec.device))
+        waveform = clip.waveform.to(codec.device)
+        num_samples = torch.tensor([waveform.shape[-1]])
+        output = codec(waveform)
         students = self._students(codec, heads, output.quantizer.book_outputs)
         losses = {}
         for name, guide in self.config.teachers.items():
             store = None if self.stores is None else getattr(self.stores, name)
             num_frames = students[name].shape[1]
             if store is None:
-                features = self._run(name, clip.waveform, num_samples, num_frames)
+                features = self._run(name, waveform, num_samples, num_frames)
             elif clip.utterance.id in store:
                 values, mask = store.read(clip.utterance.id, 0, num_frames)
                 features = FrameFeatures(

@@ -139,6 +139,10 @@ class Experiment(Record):
             raise ValueError(
                 f"data.sample_rate and data.hop_length are {data}, those of the codec {codec}"
             )
+        if self.distillation is None and self.codec.feature_dim is not None:
+            raise ValueError(
+                f"codec.feature_dim is {self.codec.feature_dim}, but no [distillation] uses the map"
+            )
         if self.distillation is not None:
             self.distillation.check_codec(
                 self.codec.quantizer.num_codebooks, self.codec.feature_dim, self.codec.sample_rate

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -41,7 +42,7 @@ from dmcodec.training.interruption import Interruption
 from dmcodec.training.state import TrainingState, new_state
 from dmcodec.training.step import train_step
 from dmcodec.training.tracker import Tracker
-from dmcodec.training.validation import is_better, validate
+from dmcodec.training.validation import check_clips, is_better, validate
 
 logger = logging.getLogger(__name__)
 
@@ -59,10 +60,10 @@ def train(
         experiment: what to train.
         folder: of the run; must be new or empty unless `resume`.
         resume: go on from the folder's last checkpoint, or begin where there is none yet.
-        device: "auto" (what accelerate finds, or the CPU) or "cpu".
+        device: "auto" (what accelerate finds, or the CPU), "cpu" or "cuda".
 
-    Raises ValueError for a folder in use or a checkpoint of another experiment, FileNotFoundError
-    for missing data, TrainingDiverged when a loss is no longer finite.
+    Raises ValueError for a folder in use, a checkpoint of another experiment or an unknown device,
+    FileNotFoundError for missing data, TrainingDiverged when a loss is no longer finite.
     """
     accelerator = _make_accelerator(experiment, device)
     checkpoint = _find_checkpoint(folder, resume)
@@ -72,6 +73,7 @@ def train(
     state = new_state(experiment)
     _place(state, accelerator)
     _load(state, experiment, checkpoint)
+    check_clips(experiment)
     guidance = _open_guidance(experiment, accelerator)
     stores = guidance.stores if guidance is not None else None
     loader = _make_loader(experiment, accelerator, stores, first_step=state.step)
@@ -118,6 +120,14 @@ def train(
 
 
 def _make_accelerator(experiment: Experiment, device: str) -> Accelerator:
+    if device not in ("auto", "cpu", "cuda"):
+        raise ValueError(
+            f"training runs on auto, cpu or cuda, not on {device!r}; CUDA_VISIBLE_DEVICES chooses "
+            "among several GPUs"
+        )
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device 'cuda' cannot be used: torch finds no GPU")
+    AcceleratorState._reset_state()  # of an earlier run in this process, perhaps another precision
     return Accelerator(
         # accelerate joins several processes without a GPU only when told that there is none.
         cpu=device == "cpu" or not torch.accelerator.is_available(),

@@ -59,7 +59,8 @@ def train_step(
     judged = None
     if is_adversarial:
         assert adversary is not None
-        if (state.step - adversary.start_step) % adversary.update_every == 0:
+        # The last of every n steps, which is the one that gets logged.
+        if (state.step - adversary.start_step + 1) % adversary.update_every == 0:
             terms["discriminator"] = _discriminator_step(
                 state, experiment, batch, output, accelerator
             )

@@ -16,8 +16,9 @@ from accelerate.utils import gather_object
 from dmcodec.audio import Waveform
 from dmcodec.codec.model import Codec
 from dmcodec.data.loader import ValidationClip, validation_clips
-from dmcodec.manifest import read_manifest
+from dmcodec.manifest import Utterance, read_manifest
 from dmcodec.quality import Unmeasurable, log_mel, mel_distance, pesq_wb, stoi
+from dmcodec.sources import find_source
 from dmcodec.training.distillation import Guidance
 from dmcodec.training.experiment import Experiment
 from dmcodec.training.state import TrainingState, unwrapped
@@ -38,6 +39,21 @@ class ValidatedClip:
     decoded: Waveform
 
 
+def check_clips(experiment: Experiment) -> None:
+    """Raises what would end the first validation, and all steps before it: clips that are missing.
+
+    FileNotFoundError or ValueError for the manifest or a sound file's header.
+    """
+    for utterance in _listed_clips(experiment):
+        find_source(utterance, experiment.codec.sample_rate)
+
+
+def _listed_clips(experiment: Experiment) -> list[Utterance]:
+    if experiment.data.valid_manifest is None:
+        return []
+    return read_manifest(experiment.data.valid_manifest)[: experiment.validation.max_clips]
+
+
 def validate(
     state: TrainingState,
     experiment: Experiment,
@@ -55,7 +71,7 @@ def validate(
     if experiment.data.valid_manifest is None:
         return {}
     clips = validation_clips(
-        read_manifest(experiment.data.valid_manifest)[: config.max_clips],
+        _listed_clips(experiment),
         sample_rate=sample_rate,
         max_samples=config.max_samples,
         rank=accelerator.process_index,
