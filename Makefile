@@ -18,7 +18,7 @@ test: $(VENV)/.ready-for-tests
 	$(BIN)/lint-imports
 	$(BIN)/pytest -q -n 2 --dist loadfile
 
-# torch comes first and from the constraints file, so that pip never chooses a CUDA build.
+# torch comes first and from the constraints file; one of that version in .venv is left alone.
 $(VENV)/.torch: constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) torch

@@ -36,8 +36,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     torch.set_num_threads(options.threads)
     info = read_info(options.train)
     vocabulary = Vocabulary(codebooks=tuple(range(options.books)), codebook_size=info.codebook_size)
+    codec = dmcodec.load(options.model)
+    if codec.fingerprint() != info.model_hash:
+        raise SystemExit(
+            f"the tokens are of model {info.model_id} ({info.model_hash}), not of "
+            f"{codec.model_id}: name it with --model"
+        )
     rows = {name: list(read_rows(getattr(options, name))) for name in ("train", "valid")}
     ids = {name: pack_rows(each, vocabulary, options.length) for name, each in rows.items()}
+    for name, each in ids.items():
+        if len(each) == 0:
+            raise SystemExit(
+                f"{getattr(options, name)} holds fewer than {options.length} ids: give more speech "
+                "or a smaller --length"
+            )
     model = make_model(vocabulary, options.length, options.width, options.layers)
     num_parameters = sum(p.numel() for p in model.parameters())
     print(f"{num_parameters} parameters, {ids['train'].numel()} ids of {len(rows['train'])} rows")
@@ -55,12 +67,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     (options.output / "result.json").write_text(text + "\n")
     model.save_pretrained(options.output / "model")
 
-    codec = dmcodec.load(options.model)
     num_prompt, num_new = (
         round(seconds * info.sample_rate / info.hop_length)
         for seconds in (options.prompt_seconds, options.seconds)
     )
     prompt = max(rows["valid"], key=lambda row: row.num_samples).codes[:, :num_prompt]
+    num_prompt = prompt.shape[1]
     spoken = go_on(model, prompt, vocabulary, num_new)
     for name, codes in {"prompt": spoken[:, :num_prompt], "continuation": spoken}.items():
         waveform = codec.decode(torch.from_numpy(codes.copy()))[0].numpy()

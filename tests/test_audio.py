@@ -352,3 +352,47 @@ def test_importing_audio_imports_no_torch() -> None:
     command = "import sys, dmcodec.audio; sys.exit('torch' in sys.modules)"
 
     assert subprocess.run([sys.executable, "-c", command], check=False).returncode == 0
+
+
+def test_integer_samples_are_refused_and_tensors_are_taken(tmp_path: Path) -> None:
+    integers = np.full(100, 1000, np.int16)
+    with pytest.raises(ValueError, match="dtype int16; give float samples"):
+        write_audio(tmp_path / "a.wav", integers)
+    with pytest.raises(ValueError, match="dtype int16"):
+        write_audio_blocks(tmp_path / "a.wav", [integers])
+    with pytest.raises(ValueError, match="dtype int16"):
+        resample(integers, 16_000, 8_000)
+    assert not (tmp_path / "a.wav").exists()
+
+    torch = pytest.importorskip("torch")
+    write_audio(tmp_path / "b.wav", torch.full((100,), 0.25))
+    np.testing.assert_array_equal(read_audio(tmp_path / "b.wav"), 0.25)
+
+
+def test_flac_from_a_pipe_is_refused_with_the_reason(tmp_path: Path) -> None:
+    path = tmp_path / "pipe.flac"
+    write_audio(path, np.zeros(5000, np.float32))
+    data = bytearray(path.read_bytes())
+    # STREAMINFO: 36 bits of total samples end at byte 26 of the file; 0 means unknown.
+    data[21] &= 0xF0
+    data[22:26] = bytes(4)
+    path.write_bytes(bytes(data))
+
+    with pytest.raises(AudioError, match="does not say how long it is"):
+        read_audio(path)
+
+
+def test_full_disk_is_an_error_with_the_path(tmp_path: Path) -> None:
+    script = (
+        "import resource, numpy, sys; from dmcodec.audio import write_audio\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))\n"
+        "import signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "write_audio(sys.argv[1], numpy.zeros(100000, numpy.float32))"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", script, tmp_path / "big.wav"], capture_output=True, text=True
+    )
+
+    assert "OSError" in result.stderr
+    assert "big.wav: cannot be written" in result.stderr
+    assert list(tmp_path.iterdir()) == []

@@ -108,6 +108,36 @@ def test_threads_are_set_and_change_no_code(model: Path, tmp_path: Path) -> None
     assert one == two
 
 
+def test_reconstruct_replaces_nothing_unasked(model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run("encode", EXAMPLE, "-o", out, "--model", model)
+    before = (out / "4077-13754-0000.dmc").read_bytes()
+
+    result = run("reconstruct", EXAMPLE, "-o", out, "--model", model, "--num-codebooks", 2)
+
+    assert result.exit_code == 1
+    assert "4077-13754-0000.dmc exists: give --force" in result.output
+    assert (out / "4077-13754-0000.dmc").read_bytes() == before
+
+
+def test_reconstruct_takes_files_of_one_name(model: Path, speech: Path, tmp_path: Path) -> None:
+    lines = []
+    for number in (1, 2):
+        (tmp_path / f"p{number}").mkdir()
+        shutil.copy(speech / "a.1.wav", tmp_path / f"p{number}" / "001.wav")
+        lines.append(f'{{"id": "p{number}/001", "audio": "p{number}/001.wav"}}\n')
+    (tmp_path / "list.jsonl").write_text("".join(lines))
+    files = [tmp_path / f"p{number}" / "001.wav" for number in (1, 2)]
+
+    only_measured = run("reconstruct", *files, files[0], "--model", model)
+    of_a_list = run("reconstruct", tmp_path / "list.jsonl", "-o", tmp_path / "o", "--model", model)
+
+    assert only_measured.exit_code == 0, only_measured.output
+    assert "mean of 2 files" in only_measured.output
+    assert of_a_list.exit_code == 0, of_a_list.output
+    assert sorted(p.name for p in (tmp_path / "o").rglob("*.dmc")) == ["001.dmc"] * 2
+
+
 def test_unreadable_files_are_named_and_the_others_go_on(
     model: Path, speech: Path, tmp_path: Path
 ) -> None:
@@ -214,6 +244,7 @@ def test_info_describes_files_and_models(model: Path, tmp_path: Path) -> None:
         (["train", "missing.toml"], "no configuration file missing.toml"),
         (["encode", "x.wav", "--model", "no/such"], "no codec 'no/such'"),
         (["encode", "x.wav", "--device", "tpu9"], "device 'tpu9' cannot be used"),
+        (["info", "codes/typo.dmc"], "codes/typo.dmc: no such file"),
         (["teach", "configs/small_guided.toml", "--device", "tpu9"], "'tpu9' cannot be used"),
         (["evaluate", "x.jsonl", "--system", "a=opus:6", "--device", "tpu9"], "cannot be used"),
         (["export", "-o", "README.md"], "README.md"),

@@ -2,6 +2,7 @@
 
 import io
 import os
+import signal
 import subprocess
 import sys
 import wave
@@ -10,7 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from typer.testing import CliRunner
 
+from dmcodec.cli import app
+from dmcodec.cli.options import CommandError
 from dmcodec.cli.streams import decode_stream, encode_stream
 from dmcodec.codec.model import Codec, CodecConfig
 from dmcodec.codec.quantizer import QuantizerConfig
@@ -107,12 +111,56 @@ def test_a_packet_leaves_as_soon_as_its_frame_is_there(codec: Codec, tmp_path: P
         assert b"0.02 s in 1 packets; the first took" in process.stderr.read()
 
 
+def test_interrupted_stream_is_finished_and_whole(codec: Codec, tmp_path: Path) -> None:
+    codec.save_pretrained(tmp_path / "causal")
+    command = [sys.executable, "-m", "dmcodec.cli", "stream", "encode"]
+    pcm = make_pcm(1000)
+    with subprocess.Popen(
+        [*command, "--model", str(tmp_path / "causal")],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write(pcm.tobytes())
+        process.stdin.flush()
+        reader = PacketReader(process.stdout)  # type: ignore[arg-type]
+        packets = [reader.read() for _ in range(3)]
+        process.send_signal(signal.SIGINT)  # the pipe stays open, as that of a microphone
+        last = reader.read()
+        assert last is not None
+        assert reader.read() is None
+        assert process.wait() == 0
+
+    found = np.concatenate([each.codes for each in [*packets, last] if each is not None], axis=1)
+    whole = codec.encode(torch.from_numpy(pcm.astype(np.float32) / 32768))
+    np.testing.assert_array_equal(found, whole.item(0))
+    assert last.num_samples == 1000 - 960
+
+
+@pytest.mark.parametrize(
+    ("direction", "flags"),
+    [
+        ("decode", ["--num-codebooks", "1"]),
+        ("decode", ["--packet-frames", "2"]),
+        ("encode", ["--wav"]),
+    ],
+)
+def test_flags_of_the_other_direction_are_refused(direction: str, flags: list[str]) -> None:
+    result = CliRunner().invoke(app, ["stream", direction, "--model", "causal", *flags])
+
+    assert isinstance(result.exception, CommandError)
+
+
 def test_other_sound_and_other_models_are_refused(codec: Codec) -> None:
     wav = make_wav(make_pcm(400), rate=8000)
     with pytest.raises(ValueError, match="8000 Hz, 1 channels, 16 bits; a stream must be 16000"):
         encode_stream(codec, io.BytesIO(wav), io.BytesIO(), None, 1)
     with pytest.raises(ValueError, match="no WAV that can be read"):
         encode_stream(codec, io.BytesIO(b"RIFF nonsense"), io.BytesIO(), None, 1)
+    with pytest.raises(ValueError, match="another kind than WAV"):
+        encode_stream(codec, io.BytesIO(b"fLaC and so on"), io.BytesIO(), None, 1)
     writer = PacketWriter(HEADER)
     with pytest.raises(ValueError, match="its codes are of model 'other'"):
         decode_stream(codec, io.BytesIO(writer.start), io.BytesIO(), is_wav=False)

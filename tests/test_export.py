@@ -80,6 +80,10 @@ def test_bad_input_is_refused(pair: tuple, tmp_path: Path) -> None:
         exported.encode(np.array([0.0, np.inf], np.float32))
     with pytest.raises(ValueError, match=r"must be \[T\] or \[B, T\]"):
         exported.encode(np.zeros(0, np.float32))
+    with pytest.raises(ValueError, match="dtype int16; give float samples"):
+        exported.encode(np.zeros(400, np.int16))
+    with pytest.raises(ValueError, match="codes must be integers"):
+        exported.decode(np.zeros((3, 4)))
     with pytest.raises(ValueError, match=r"0\.\.31"):
         exported.decode(np.full((3, 4), 32))
     with pytest.raises(FileNotFoundError, match=r"codec\.json is missing"):
@@ -88,6 +92,13 @@ def test_bad_input_is_refused(pair: tuple, tmp_path: Path) -> None:
     for name in ("encoder.onnx", "decoder.onnx"):
         (tmp_path / name).write_bytes((folder / name).read_bytes())
     with pytest.raises(ValueError, match="format 'other'"):
+        OnnxCodec(tmp_path)
+    (tmp_path / "codec.json").write_text('{"format": "dmcodec-onnx/1"}')
+    with pytest.raises(ValueError, match="is damaged: KeyError"):
+        OnnxCodec(tmp_path)
+    (tmp_path / "codec.json").write_bytes((folder / "codec.json").read_bytes())
+    (tmp_path / "encoder.onnx").write_bytes(b"no network")
+    with pytest.raises(ValueError, match=r"encoder\.onnx cannot be loaded"):
         OnnxCodec(tmp_path)
 
 

@@ -38,6 +38,8 @@ _FORMATS_WITHOUT_EXACT_SEEK = ("OGG", "MP3")
 _CUT_SHORT = re.compile(r"^ ?(?:data|SSND) : (\d+) \(should be (\d+)\)$", re.MULTILINE)
 # Programs that write to a pipe cannot know the size and put something above this.
 _UNKNOWN_SIZE_BYTES = 0x7FFF0000
+# What libsndfile says of a FLAC file whose header does not know its length.
+_UNKNOWN_FRAMES = 2**63 - 1
 _WRITE_FORMATS = {".wav": "WAV", ".flac": "FLAC"}
 
 
@@ -189,12 +191,13 @@ def write_audio(
 
     Args:
         path: ends in .wav or .flac; its folder exists.
-        waveform: `[T]`, at least one sample.
+        waveform: `[T]`, at least one sample, of float dtype; a tensor on the CPU will do.
         sample_rate: in Hz.
 
     Raises:
         FileNotFoundError: the folder does not exist.
-        ValueError: another suffix or rank, no samples, NaN or infinite samples.
+        OSError: the file cannot be written.
+        ValueError: another suffix, rank or dtype, no samples, NaN or infinite samples.
     """
     write_audio_blocks(path, [_check_waveform(waveform)], sample_rate)
 
@@ -218,6 +221,7 @@ def write_audio_blocks(
             temporary, "w", sample_rate, channels=1, subtype="PCM_16", format=format_name
         ) as file:
             for block in blocks:
+                block = _check_samples(block)
                 if not np.isfinite(block).all():
                     raise ValueError(
                         f"{path}: the waveform has NaN or infinite samples; not written"
@@ -225,6 +229,8 @@ def write_audio_blocks(
                 integers = np.clip(np.round(block * 32768.0), -32768, 32767)
                 file.write(integers.astype(np.int16))
         temporary.replace(path)
+    except soundfile.LibsndfileError as error:
+        raise OSError(f"{path}: cannot be written: {error.error_string}") from error
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -319,6 +325,11 @@ def _open_sound_file(path: Path | str | SoundBytes) -> soundfile.SoundFile:
 def _check_header(file: soundfile.SoundFile, path: Path | SoundBytes) -> None:
     if file.frames < 1:
         raise AudioError(f"{path}: the file holds no samples")
+    if file.frames == _UNKNOWN_FRAMES:
+        raise AudioError(
+            f"{path}: its header does not say how long it is, as when flac writes to a pipe: "
+            "convert it once, with sox or ffmpeg, from file to file"
+        )
     cut_short = _CUT_SHORT.search(file.extra_info)
     if cut_short and int(cut_short[2]) < int(cut_short[1]) < _UNKNOWN_SIZE_BYTES:
         raise AudioError(
@@ -364,8 +375,20 @@ def _read_blocks(
         yield block[:, 0] if file.channels == 1 else block.mean(axis=1)
 
 
+def _check_samples(waveform: npt.ArrayLike) -> npt.NDArray[np.floating]:
+    """Float samples as they are; integers are refused: as floats they would be far too loud."""
+    waveform = np.asarray(waveform)
+    if waveform.dtype.kind != "f":
+        raise ValueError(
+            f"the waveform has dtype {waveform.dtype}; give float samples in [-1, 1] "
+            "(16-bit samples divided by 32768)"
+        )
+    return waveform
+
+
 def _check_waveform(waveform: npt.NDArray[np.floating]) -> Waveform:
     """The waveform as float32 `[T]` with T >= 1."""
+    waveform = _check_samples(waveform)
     if waveform.ndim != 1 or waveform.shape[0] == 0:
         raise ValueError(
             f"a waveform must be mono [T] with at least one sample, got shape {waveform.shape}"

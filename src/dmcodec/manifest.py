@@ -9,6 +9,7 @@ import gzip
 import io
 import json
 import logging
+import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, TextIO
@@ -202,7 +203,7 @@ def _read_entries(path: Path) -> Iterator[tuple[str, Utterance]]:
             yield from readers[suffix](path, text)
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: is not UTF-8 text: {error.reason}") from error
-    except (gzip.BadGzipFile, EOFError) as error:
+    except (gzip.BadGzipFile, zlib.error, EOFError) as error:
         raise ValueError(f"{path}: is no whole gzip file: {error}") from error
 
 

@@ -40,30 +40,50 @@ class OnnxCodec:
         for name in (CONFIG_NAME, ENCODER_NAME, DECODER_NAME):
             if not (folder / name).is_file():
                 raise FileNotFoundError(f"{folder} is no exported codec: {name} is missing")
-        config = json.loads((folder / CONFIG_NAME).read_text("utf-8"))
+        try:
+            config = json.loads((folder / CONFIG_NAME).read_text("utf-8"))
+            self._read_config(config)
+        except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
+            raise ValueError(f"{folder / CONFIG_NAME} is damaged: {error!r}") from error
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = num_threads or os.cpu_count() or 1
+        self._encoder, self._decoder = (
+            self._open(onnxruntime, folder / name, options) for name in (ENCODER_NAME, DECODER_NAME)
+        )
+
+    @staticmethod
+    def _open(onnxruntime: Any, path: Path, options: Any) -> Any:
+        """A network ready to run; ValueError for a damaged file."""
+        try:
+            return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # onnxruntime's own kinds have no base of their own
+            raise ValueError(f"{path} cannot be loaded: export the codec again") from error
+
+    def _read_config(self, config: dict[str, Any]) -> None:
         if config.get("format") != FORMAT:
-            raise ValueError(f"{folder} has format {config.get('format')!r}, not {FORMAT!r}")
+            raise ValueError(
+                f"the exported codec has format {config.get('format')!r}, not {FORMAT!r}"
+            )
         self.sample_rate, self.hop_length = int(config["sample_rate"]), int(config["hop_length"])
         self.num_codebooks = int(config["num_codebooks"])
         self.codebook_size = int(config["codebook_size"])
         self.model_id, self.model_hash = str(config["model_id"]), str(config["model_hash"])
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = num_threads or os.cpu_count() or 1
-        providers = ["CPUExecutionProvider"]
-        self._encoder, self._decoder = (
-            onnxruntime.InferenceSession(folder / name, options, providers=providers)
-            for name in (ENCODER_NAME, DECODER_NAME)
-        )
 
     def encode(
         self, waveform: NDArray[np.float32], *, num_codebooks: int | None = None
     ) -> NDArray[np.int64]:
         """Codes [K, L] of a waveform [T], or [B, K, L] of a batch [B, T] of equal lengths.
 
-        Raises ValueError for no samples, samples that are not finite, and books that are not there.
+        Raises ValueError for no samples, samples that are not float or not finite, and books that
+        are not there.
         """
         if waveform.ndim not in (1, 2) or waveform.size == 0:
             raise ValueError(f"a waveform must be [T] or [B, T], got shape {waveform.shape}")
+        if waveform.dtype.kind != "f":
+            raise ValueError(
+                f"the waveform has dtype {waveform.dtype}; give float samples in [-1, 1]"
+                " (16-bit samples divided by 32768)"
+            )
         if not np.isfinite(waveform).all():
             raise ValueError("the waveform holds NaN or infinite samples")
         if num_codebooks is not None and not 1 <= num_codebooks <= self.num_codebooks:
@@ -80,6 +100,8 @@ class OnnxCodec:
         """
         if codes.ndim not in (2, 3) or not 1 <= codes.shape[-2] <= self.num_codebooks:
             raise ValueError(f"codes must be [K, L] or [B, K, L], got shape {codes.shape}")
+        if codes.dtype.kind not in "iu":
+            raise ValueError(f"codes must be integers, got {codes.dtype}")
         if codes.size == 0 or codes.min() < 0 or codes.max() >= self.codebook_size:
             raise ValueError(f"codes must lie in 0..{self.codebook_size - 1}")
         batch = codes[None] if codes.ndim == 2 else codes  # [B, K, L]

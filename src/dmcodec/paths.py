@@ -21,11 +21,15 @@ def find_inputs(inputs: Sequence[Path], suffixes: Sequence[str] | None = None) -
         if suffixes is None:
             inside = find_audio_files(path)
         else:
-            inside = sorted(p for p in path.rglob("*") if p.suffix in suffixes and p.is_file())
+            inside = sorted(
+                p
+                for p in path.rglob("*")
+                if p.suffix in suffixes and p.name[0] != "." and p.is_file()
+            )
         if not inside:
             raise FileNotFoundError(f"folder {path} holds no file to work on")
         found += inside
-    return found
+    return list(dict.fromkeys(found))  # a file that was named twice is one
 
 
 def plan_outputs(
@@ -59,5 +63,8 @@ def write_bytes(path: Path, data: bytes) -> None:
     """Writes a file that appears whole; its folder is made if missing."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    temporary.write_bytes(data)
-    temporary.replace(path)
+    try:
+        temporary.write_bytes(data)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

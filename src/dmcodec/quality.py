@@ -6,6 +6,8 @@ short originals, non-finite samples.
 """
 
 import warnings
+from importlib import import_module
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -26,8 +28,7 @@ def stoi(reference: Waveform, estimate: Waveform, sample_rate: int) -> float:
     al. 2011, doi:10.1109/TASL.2011.2114881.
     """
     _check_pair(reference, estimate)
-    from pystoi import stoi as pystoi_stoi
-
+    pystoi_stoi = _import("pystoi").stoi
     if not np.any(reference):
         # The package would say 0, as if the estimate were to blame.
         raise Unmeasurable("STOI: the reference is silent")
@@ -45,9 +46,7 @@ def pesq_wb(reference: Waveform, estimate: Waveform, sample_rate: int) -> float:
     Needs 0.25 s, and speech in both. Reference: ITU-T P.862.2 (2007).
     """
     _check_pair(reference, estimate)
-    from pesq import PesqError
-    from pesq import pesq as pesq_score
-
+    pesq = _import("pesq")
     if sample_rate != 16000:
         reference = resample(reference, sample_rate, 16000)
         estimate = resample(estimate, sample_rate, 16000)
@@ -55,8 +54,8 @@ def pesq_wb(reference: Waveform, estimate: Waveform, sample_rate: int) -> float:
         # The package divides by the level of the estimate.
         raise Unmeasurable("PESQ: the estimate is silent")
     try:
-        return float(pesq_score(16000, reference, estimate, "wb"))
-    except (PesqError, ValueError) as problem:
+        return float(pesq.pesq(16000, reference, estimate, "wb"))
+    except (pesq.PesqError, ValueError) as problem:
         reason = problem.args[0] if problem.args else problem
         text = reason.decode() if isinstance(reason, bytes) else str(reason)
         raise Unmeasurable(f"PESQ: {text}") from problem
@@ -83,6 +82,15 @@ def mel_distance(reference: Waveform, estimate: Waveform, sample_rate: int) -> f
     _check_pair(reference, estimate)
     difference = log_mel(reference, sample_rate) - log_mel(estimate, sample_rate)
     return float(np.abs(difference).mean(dtype=np.float64))
+
+
+def _import(package: str) -> Any:
+    try:
+        return import_module(package)
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f"STOI and PESQ need the package {error.name}: pip install 'dmcodec[metrics]'"
+        ) from error
 
 
 def _check_pair(reference: Waveform, estimate: Waveform) -> None:

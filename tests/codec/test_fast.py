@@ -137,6 +137,22 @@ def test_changed_weights_are_noticed() -> None:
     torch.testing.assert_close(codec.decode(codec.encode(waveform)), 2 * before)
 
 
+@pytest.mark.parametrize("is_inference", [False, True])
+def test_weights_written_without_a_trace_are_noticed(is_inference: bool) -> None:
+    waveform = torch.randn(1, 3000, generator=torch.Generator().manual_seed(2))
+    source = make_codec(num_filters=8)
+    for weight in source.encoder.parameters():
+        weight.data.mul_(-0.9)
+    with torch.inference_mode(is_inference):
+        codec = make_codec(num_filters=8)
+        codec.encode(waveform)
+        for name, weight in codec.named_parameters():
+            weight.data.copy_(source.get_parameter(name))
+        codec.quantizer.codebooks.copy_(source.quantizer.codebooks)
+
+        assert torch.equal(codec.encode(waveform).codes, source.encode(waveform).codes)
+
+
 def test_training_gradients_and_weight_norm_keep_the_plain_path() -> None:
     codec = make_codec()
     assert fast_codec(codec) is None  # gradients are on

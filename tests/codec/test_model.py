@@ -230,6 +230,7 @@ def test_waveform_of_another_rate_is_resampled(codec, noise):
         (np.array([0.0, np.inf]), "NaN or infinite"),
         (torch.zeros(0), "empty; give at least one sample"),
         (np.zeros((2, 0)), "empty"),
+        (torch.zeros(4000, 2), r"\(4000, 2\) looks like \[T, channels\]"),
         (torch.zeros(1, 2, 100), r"\(1, 2, 100\); average the channels of stereo"),
         (torch.zeros(1, 1, 1, 5), r"\[T\], \[B, T\] or \[B, 1, T\], got shape \(1, 1, 1, 5\)"),
         (torch.tensor(0.5), r"got shape \(\)"),

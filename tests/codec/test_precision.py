@@ -58,6 +58,10 @@ def test_names_are_checked() -> None:
         check_precision("fp8", cpu)
     with pytest.raises(ValueError, match="of CUDA devices"):
         check_precision("tf32", cpu)
+    codec = make_codec()
+    codec.precision = "bf16"  # type: ignore[assignment]
+    with pytest.raises(ValueError, match="precision is 'bf16', not one of"):
+        codec.encode(torch.zeros(400))
 
 
 @pytest.mark.skipif(

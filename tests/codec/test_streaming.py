@@ -149,12 +149,17 @@ def test_causal_batches_and_pieces_are_exact(sizes: list[int], pieces: int) -> N
         torch.testing.assert_close(decoded[number, :count], joined, atol=2e-6, rtol=1e-4)
 
 
+def test_integer_samples_are_refused() -> None:
+    with pytest.raises(ValueError, match="float samples"):
+        StreamEncoder(CODEC).push([torch.zeros(320, dtype=torch.int16)], [StreamState()])
+
+
 def test_what_cannot_stream_is_refused() -> None:
     with pytest.raises(ValueError, match="looks ahead and cannot stream"):
         StreamEncoder(Codec(CodecConfig(seanet=SEANetConfig(num_filters=2, latent_dim=4))).eval())
     with pytest.raises(ValueError, match="is_encoder_bidirectional = false"):
         SEANetConfig(is_causal=True)
-    with pytest.raises(ValueError, match="finite samples"):
+    with pytest.raises(ValueError, match="finite float samples"):
         StreamEncoder(CODEC).push([torch.tensor([float("nan")])], [StreamState()])
     with pytest.raises(ValueError, match="1 chunks for 2 states"):
         StreamEncoder(CODEC).push([noise(5, 1)], [StreamState()] * 2)

@@ -158,3 +158,19 @@ def test_reading_needs_no_torch(folder: Path) -> None:
         f"assert len(list(read_rows({str(folder)!r}))) == 3; assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_books_of_unequal_length_are_refused(folder: Path) -> None:
+    pa = pytest.importorskip("pyarrow")
+    pq = pytest.importorskip("pyarrow.parquet")
+    table = pq.read_table(folder / "shard-000000.parquet")
+    codes = [row.as_py() for row in table["codes"]]
+    codes[0] = [codes[0][0][:-1], [*codes[0][1], 1], *codes[0][2:]]
+    place = table.schema.get_field_index("codes")
+    damaged = table.set_column(
+        place, table.schema.field("codes"), pa.array(codes, table["codes"].type)
+    )
+    pq.write_table(damaged, folder / "other.parquet")
+
+    with pytest.raises(ShardError, match="do not have"):
+        list(load_shard(folder / "other.parquet"))

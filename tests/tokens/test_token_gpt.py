@@ -79,6 +79,27 @@ def test_gpt_learns_and_what_it_adds_is_decoded(example: ModuleType, tmp_path: P
     assert (len(prompt), len(continuation)) == (20 * 320, 25 * 320)
 
 
+def test_tokens_of_another_model_and_short_lists_are_refused(
+    example: ModuleType, tmp_path: Path
+) -> None:
+    config = CodecConfig.model_validate(
+        {
+            "seanet": {"num_filters": 2, "latent_dim": 8, "num_lstm_layers": 1},
+            "quantizer": {"num_codebooks": 2, "codebook_size": 16},
+        }
+    )
+    codec, other = Codec(config).eval(), Codec(config).eval()
+    codec.save_pretrained(tmp_path / "codec")
+    write_tokens(tmp_path / "other", other, 2, seed=1)
+    write_tokens(tmp_path / "few", codec, 1, seed=2)
+    options = ["-o", str(tmp_path / "out"), "--model", str(tmp_path / "codec"), "--length", "4096"]
+
+    with pytest.raises(SystemExit, match="name it with --model"):
+        example.main([str(tmp_path / "other"), str(tmp_path / "few"), *options])
+    with pytest.raises(SystemExit, match="fewer than 4096 ids"):
+        example.main([str(tmp_path / "few"), str(tmp_path / "few"), *options])
+
+
 def test_unigram_loss_is_that_of_counts(example: ModuleType) -> None:
     vocabulary = Vocabulary(codebooks=(0, 1), codebook_size=2)  # ids 0, 1; 2, 3; start 4
     train = torch.tensor([[4, 0, 2, 0, 2, 1, 2, 5]])

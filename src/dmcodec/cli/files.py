@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NamedTuple, Self
 
 import typer
 
@@ -139,17 +139,23 @@ def reconstruct(
     from dmcodec.files import reconstruct as reconstruct_file
     from dmcodec.paths import plan_outputs, write_bytes
 
-    paths = _find_speech(inputs)
-    folder = output if output is not None else Path()
-    targets = plan_outputs(inputs, paths, folder, ".wav")
+    paths, names = _find_speech(inputs)
+    targets = list(paths)  # nothing is written
+    if output is not None:
+        planned = iter(plan_outputs(inputs, [p for p in paths if p not in names], output, ".wav"))
+        targets = [output / names[p] if p in names else next(planned) for p in paths]
     codec = load_codec(model, device, precision, threads)
     identity = identify(codec)
     codec.decode(codec.encode(torch.zeros(codec.config.sample_rate)))  # the first pass sets up
-    results: dict[Path, Reconstruction] = {}
+    results: dict[Path, _Result] = {}
 
     def work(path: Path, target: Path) -> None:
+        beside = [target.with_suffix(suffix) for suffix in (".dmc", ".png")]
+        for other in beside if output is not None and not force else []:
+            if other.exists():
+                raise FileExistsError(f"{other} exists: give --force to replace it")
         result = reconstruct_file(codec, identity, path, num_codebooks=num_codebooks)
-        results[path] = result
+        results[path] = _Result.of(result)
         if output is not None:
             write_bytes(target.with_suffix(".dmc"), result.data)
             write_audio(target, result.decoded, codec.config.sample_rate)
@@ -174,6 +180,8 @@ def info(
     """Say what a .dmc file or a model is; without argument, the bundled model."""
     if what is not None and Path(what).is_file():
         _show_table(Path(what).name, _describe_file(Path(what)))
+    elif what is not None and what.endswith(".dmc"):
+        raise FileNotFoundError(f"{what}: no such file")
     else:
         codec = load_codec(what, "cpu")
         _show_table(codec.model_id, _describe_codec(codec))
@@ -220,18 +228,39 @@ def _for_each(
     return bool(failures)
 
 
-def _find_speech(inputs: Sequence[Path]) -> list[Path]:
-    """Sound files of files, folders and manifests."""
+def _find_speech(inputs: Sequence[Path]) -> tuple[list[Path], dict[Path, str]]:
+    """Sound files of files, folders and manifests; those of manifests with a name for results."""
     from dmcodec.manifest import read_manifest
     from dmcodec.paths import find_inputs
 
     paths: list[Path] = []
+    names: dict[Path, str] = {}
     for path in inputs:
         if path.suffix in (".jsonl", ".tsv", ".scp"):
-            paths += [utterance.sound_file for utterance in read_manifest(path)]
+            utterances = read_manifest(path)
+            names |= {each.sound_file: f"{each.id}.wav" for each in utterances}
+            paths += [each.sound_file for each in utterances]
         else:
             paths += find_inputs([path])
-    return paths
+    return list(dict.fromkeys(paths)), names
+
+
+class _Result(NamedTuple):
+    """What is shown of a reconstruction: all but the sound, of which there may be hours."""
+
+    num_samples: int
+    num_bytes: int
+    num_books: int
+    encode_s: float
+    decode_s: float
+    scores: dict[str, float]
+    missing: dict[str, str]
+
+    @classmethod
+    def of(cls, result: "Reconstruction") -> Self:
+        """The figures of a reconstruction."""
+        sizes = (len(result.original), len(result.data), len(result.codes))
+        return cls(*sizes, result.encode_s, result.decode_s, result.scores, result.missing)
 
 
 def _describe_file(path: Path) -> dict[str, str]:
@@ -266,7 +295,7 @@ def _describe_codec(codec: "Codec") -> dict[str, str]:
     }
 
 
-def _show_reconstructions(codec: "Codec", results: "dict[Path, Reconstruction]") -> None:
+def _show_reconstructions(codec: "Codec", results: dict[Path, _Result]) -> None:
     """One file in full, or a row for each of several and their means."""
     from rich.console import Console
     from rich.table import Table
@@ -281,7 +310,7 @@ def _show_reconstructions(codec: "Codec", results: "dict[Path, Reconstruction]")
         for name in ("seconds", "STOI", "PESQ-WB", "encode", "decode"):
             table.add_column(name, justify="right", no_wrap=True)
         for path, result in list(results.items())[:20]:
-            duration_s = len(result.original) / sample_rate
+            duration_s = result.num_samples / sample_rate
             table.add_row(
                 path.name,
                 f"{duration_s:.2f}",
@@ -298,14 +327,14 @@ def _show_reconstructions(codec: "Codec", results: "dict[Path, Reconstruction]")
             console.print(f"{path.name}: {reason}", soft_wrap=True)
 
 
-def _describe_result(codec: "Codec", result: "Reconstruction") -> dict[str, str]:
+def _describe_result(codec: "Codec", result: _Result) -> dict[str, str]:
     """What one reconstruction cost and is worth."""
     from dmcodec.audio import samples_to_seconds
 
-    num_samples, num_bytes = len(result.original), len(result.data)
+    num_samples, num_bytes = result.num_samples, result.num_bytes
     duration_s = samples_to_seconds(num_samples, codec.config.sample_rate)
     pcm_bytes = 2 * num_samples
-    books = len(result.codes)
+    books = result.num_books
     rows = {
         "speech": f"{duration_s:.2f} s at {codec.config.sample_rate} Hz",
         "codes": f"{codec.config.frame_rate * books:.0f} a second ({codec.config.frame_rate:g} "
@@ -323,16 +352,16 @@ def _describe_result(codec: "Codec", result: "Reconstruction") -> dict[str, str]
     return rows
 
 
-def _summarize(results: "list[Reconstruction]", sample_rate: int) -> str:
+def _summarize(results: list[_Result], sample_rate: int) -> str:
     """Means over files; speed over the total."""
-    total_s = sum(len(r.original) for r in results) / sample_rate
+    total_s = sum(r.num_samples for r in results) / sample_rate
     encode_s, decode_s = sum(r.encode_s for r in results), sum(r.decode_s for r in results)
     parts = [f"mean of {len(results)} files, {total_s / 60:.1f} min:"]
     for name, title in _SCORES.items():
         values = [r.scores[name] for r in results if name in r.scores]
         if values:
             parts.append(f"{title} {sum(values) / len(values):.3f} (n = {len(values)}),")
-    size_bits = 8 * sum(len(r.data) for r in results)
+    size_bits = 8 * sum(r.num_bytes for r in results)
     parts.append(f"{size_bits / total_s / 1000:.2f} kbps with headers,")
     parts.append(f"encode {total_s / encode_s:.0f}x, decode {total_s / decode_s:.0f}x real time")
     return " ".join(parts)

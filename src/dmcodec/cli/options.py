@@ -41,11 +41,12 @@ class CommandError(Exception):
 
 def describe(problem: Exception) -> str:
     """One sentence: of the system's errors the file and what happened to it, without numbers."""
-    if "\nOriginal Traceback" in str(problem):  # torch's DataLoader tells of its processes at length
-        return str(problem).strip().splitlines()[-1].partition(": ")[2]
+    text = str(problem)
+    if "\nOriginal Traceback" in text:  # so torch tells what a process that reads data raised
+        return text.strip().splitlines()[-1].partition(": ")[2]
     if isinstance(problem, OSError) and problem.strerror and problem.filename is not None:
         return f"{problem.filename}: {problem.strerror}"
-    return str(problem) or type(problem).__name__
+    return text or type(problem).__name__
 
 
 def check_device(device: str) -> "torch.device":

@@ -1,16 +1,21 @@
 """Commands for what is beyond files: streams between pipes, and exports to other runtimes."""
 
+import os
+import signal
 import sys
 import time
 import wave
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, BinaryIO, cast
 
 import typer
 
-from dmcodec.cli.options import read_bytes, say_damaged
+from dmcodec.cli.options import CommandError, read_bytes, say_damaged
+
+_NOT_PCM = (b"fLaC", b"OggS", b"RF64", b"FORM")
 
 if TYPE_CHECKING:
     import numpy as np
@@ -56,14 +61,37 @@ def stream(
 
     from dmcodec.codec.checkpoint import load
 
+    if direction == Direction.DECODE and (num_codebooks is not None or packet_frames != 1):
+        raise CommandError("--num-codebooks and --packet-frames are of stream encode")
+    if direction == Direction.ENCODE and wav:
+        raise CommandError("--wav is of stream decode; encode sees by itself whether it gets WAV")
     torch.set_num_threads(1)  # a frame is too small to share; threads would only add delay
     codec = load(model)
     source, sink = cast(BinaryIO, sys.stdin.buffer), cast(BinaryIO, sys.stdout.buffer)
-    if direction == Direction.ENCODE:
-        report = encode_stream(codec, source, sink, num_codebooks, packet_frames)
-    else:
-        report = decode_stream(codec, source, sink, is_wav=wav)
+    with _input_ends_on_interrupt():
+        if direction == Direction.ENCODE:
+            report = encode_stream(codec, source, sink, num_codebooks, packet_frames)
+        else:
+            report = decode_stream(codec, source, sink, is_wav=wav)
     typer.echo(f"dmcodec: {report}", err=True)
+
+
+@contextmanager
+def _input_ends_on_interrupt() -> Iterator[None]:
+    """Ctrl-C is the end of a live sound: what came before it is finished and written.
+
+    The input becomes an empty file. A second Ctrl-C stops the program.
+    """
+
+    def end_input(*_: object) -> None:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+
+    before = signal.signal(signal.SIGINT, end_input)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 class _Clock:
@@ -161,6 +189,11 @@ def _read_sound(source: BinaryIO, sample_rate: int, size: int) -> "Iterator[np.n
     import numpy as np
 
     head = source.read(4)
+    if head in _NOT_PCM or head[:3] == b"ID3":
+        raise ValueError(
+            "stdin is a sound file of another kind than WAV; a stream is raw 16-bit PCM or WAV: "
+            "convert it first, with sox or ffmpeg"
+        )
     read = _read_wav(source, head, sample_rate) if head == b"RIFF" else None
     rest = b"" if read is not None else head
     while True:

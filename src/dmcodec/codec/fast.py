@@ -422,6 +422,25 @@ class FastCodec:
     decoder: FastDecoder
 
 
+class _Weights:
+    """The weights that a fast form was made of; says whether they still are what they were."""
+
+    def __init__(self, parameters: Sequence[Tensor]) -> None:
+        self._key = self._look(parameters)
+        # Writes through `.data`, and to weights made in inference mode, leave no trace in the key.
+        self._samples = [p.detach().flatten()[:: max(1, p.numel() // 8)] for p in parameters]
+        self._values = torch.cat(self._samples)
+
+    def are(self, parameters: Sequence[Tensor]) -> bool:
+        """Whether these are the same weights, unchanged."""
+        is_same = self._key == self._look(parameters)
+        return is_same and torch.equal(torch.cat(self._samples), self._values)
+
+    @staticmethod
+    def _look(parameters: Sequence[Tensor]) -> list[tuple[int, int]]:
+        return [(p.data_ptr(), 0 if p.is_inference() else p._version) for p in parameters]
+
+
 def fast_codec(codec: "Codec") -> FastCodec | None:
     """The codec's fast form; None where only the plain path is right.
 
@@ -439,9 +458,9 @@ def fast_codec(codec: "Codec") -> FastCodec | None:
         or any(parametrize.is_parametrized(m) for m in codec.modules())
     ):
         return None
-    key = [(p.data_ptr(), 0 if p.is_inference() else p._version) for p in parameters]
-    kept: tuple[object, FastCodec] | None = codec.__dict__.get("_fast")
-    if kept is None or kept[0] != key:
-        kept = (key, FastCodec(FastEncoder(codec.encoder), FastDecoder(codec.decoder)))
+    kept: tuple[_Weights, FastCodec] | None = codec.__dict__.get("_fast")
+    if kept is None or not kept[0].are(parameters):
+        weights = _Weights(parameters)
+        kept = (weights, FastCodec(FastEncoder(codec.encoder), FastDecoder(codec.decoder)))
         codec.__dict__["_fast"] = kept
     return kept[1]

@@ -64,6 +64,11 @@ def _rows(audio: np.ndarray | Tensor) -> Tensor:
             f"audio must be [T], [B, T] or [B, 1, T], got shape {tuple(waveform.shape)};"
             " average the channels of stereo audio first"
         )
+    if waveform.shape[0] >= 100 and waveform.shape[1] <= 8:
+        raise ValueError(
+            f"audio of shape {tuple(waveform.shape)} looks like [T, channels]; average the channels"
+            " or give [B, T]"
+        )
     if waveform.numel() == 0:
         raise ValueError("audio is empty; give at least one sample")
     if not bool(torch.isfinite(waveform).all()):

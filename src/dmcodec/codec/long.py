@@ -274,13 +274,20 @@ class _FrameFile:
 
     def __init__(self, folder: str, name: str, width: int) -> None:
         # Plain reads and writes: a memory map's pages would count as this process's memory.
-        self._file = open(f"{folder}/{name}", "w+b", buffering=0)  # noqa: SIM115
+        self._file = open(f"{folder}/{name}", "w+b")  # noqa: SIM115
         self._width = width
         self.num_frames = 0
 
     def write(self, start: int, frames: Tensor) -> None:
-        self._file.seek(start * self._width * 4)
-        self._file.write(frames.float().cpu().contiguous().numpy().tobytes())
+        try:
+            self._file.seek(start * self._width * 4)
+            self._file.write(frames.float().cpu().contiguous().numpy().tobytes())
+            self._file.flush()
+        except OSError as error:
+            raise OSError(
+                f"no room for the features of a long recording in {tempfile.gettempdir()} "
+                f"({error.strerror}): set TMPDIR to a folder of another disk"
+            ) from error
         self.num_frames = max(self.num_frames, start + len(frames))
 
     def read(self, start: int, stop: int) -> Tensor:

@@ -25,8 +25,10 @@ def check_precision(precision: str, device: torch.device) -> Precision:
 def computing_in(precision: Precision, device: torch.device) -> Iterator[None]:
     """Inside, the networks of a codec on `device` compute in this precision.
 
-    On CUDA this sets what is the process's own: threads in different precisions disturb each other.
+    Raises ValueError as `check_precision` does. On CUDA this sets what is the process's own:
+    threads in different precisions disturb each other.
     """
+    check_precision(precision, device)
     if precision == "bfloat16":
         with torch.autocast(device.type, torch.bfloat16):
             yield

@@ -66,8 +66,9 @@ class StreamEncoder:
         hop_length, device = self.codec.config.hop_length, self.codec.device
         heard = []
         for number, (chunk, state) in enumerate(zip(chunks, states, strict=True)):
-            if chunk.ndim != 1 or not bool(torch.isfinite(chunk).all()):
-                raise ValueError(f"chunk {number} must be finite samples [T]")
+            is_fit = chunk.ndim == 1 and chunk.is_floating_point()
+            if not is_fit or not bool(torch.isfinite(chunk).all()):
+                raise ValueError(f"chunk {number} must be finite float samples [T] in [-1, 1]")
             chunk = chunk.float().to(device)
             heard.append(chunk if state.pending is None else torch.cat([state.pending, chunk]))
         counts = [len(samples) // hop_length for samples in heard]

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 MAGIC = b"\x89DMC"
 VERSION = 1
+STREAM_VERSION = 2  # packets.py
 MAX_MODEL_ID_LENGTH = 22  # header + framing of a short last chunk stay under 64 bytes
 MAX_HEADER_BYTES = 57
 
@@ -300,6 +301,8 @@ def _parse_header(data: bytes) -> tuple[Header, int, int]:
     """Gives the header, the checksum of all codes and the header's own checksum."""
     if data[: len(MAGIC)] != MAGIC:
         raise BitstreamError(f"not a .dmc file: it begins with {data[: len(MAGIC)].hex(' ')!r}")
+    if len(data) > len(MAGIC) and data[len(MAGIC)] == STREAM_VERSION:
+        raise BitstreamError("this is a stream, not a file: dmcodec stream decode reads it")
     if len(data) > len(MAGIC) and data[len(MAGIC)] != VERSION:
         raise BitstreamError(
             f"version {data[len(MAGIC)]} of the .dmc format is unknown here, only {VERSION} is "

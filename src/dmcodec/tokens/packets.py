@@ -11,9 +11,14 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from dmcodec.tokens.bitstream import MAGIC, BitstreamError, Header, pack_bits, unpack_bits
-
-VERSION = 2
+from dmcodec.tokens.bitstream import (
+    MAGIC,
+    STREAM_VERSION,
+    BitstreamError,
+    Header,
+    pack_bits,
+    unpack_bits,
+)
 
 # magic, version, num_codebooks, codebook_size - 1, sample_rate, hop_length, model_hash, length of
 # model_id
@@ -39,7 +44,7 @@ class PacketWriter:
         self.header = header
         body = _FIXED_HEADER.pack(
             MAGIC,
-            VERSION,
+            STREAM_VERSION,
             header.num_codebooks,
             header.codebook_size - 1,
             header.sample_rate,
@@ -86,7 +91,7 @@ class PacketReader:
         magic, version, books, last_code, rate, hop, model_hash, size = _FIXED_HEADER.unpack(fixed)
         if magic != MAGIC:
             raise BitstreamError(f"not a .dmc stream: it begins with {magic.hex(' ')!r}")
-        if version != VERSION:
+        if version != STREAM_VERSION:
             raise BitstreamError(
                 f"version {version} of the .dmc format is no stream; dmcodec decode reads files"
             )

@@ -148,11 +148,15 @@ def load_shard(shard: Path | bytes) -> Iterator[TokenRow]:
             io.BytesIO(shard) if isinstance(shard, bytes) else shard,
             page_checksum_verification=True,
         )
-        for row in table.to_pylist():
-            codes = np.array(row["codes"], dtype=np.uint16)
-            del row["codes"], row["num_frames"]
+        column = table["codes"]
+        for number, row in enumerate(table.drop_columns(["codes"]).to_pylist()):
+            books = column[number].values  # numbers of Python's own would take 17 times the memory
+            num_frames = row.pop("num_frames")
+            if set(books.value_lengths().to_pylist()) != {num_frames}:
+                raise ValueError(f"the books of {row['id']!r} do not have {num_frames} frames each")
+            codes = books.flatten().to_numpy().reshape(len(books), num_frames).astype(np.uint16)
             yield TokenRow(codes=codes, **row)
-    except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
+    except (pa.ArrowException, OSError, KeyError, TypeError, AttributeError, ValueError) as error:
         name = "the shard" if isinstance(shard, bytes) else str(shard)
         raise ShardError(f"{name} cannot be read as a shard of tokens: {error}") from error
 
