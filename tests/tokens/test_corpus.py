@@ -12,14 +12,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tests.tokens.conftest import contents
 
 from dmcodec.audio import audio_info, read_audio, write_audio
-from dmcodec.codec.model import Codec, CodecConfig, Encoded
+from dmcodec.codec.model import Codec, Encoded
 from dmcodec.manifest import Utterance, read_manifest
 from dmcodec.sources import Source
 from dmcodec.tokens import corpus
 from dmcodec.tokens.bitstream import loads
-from dmcodec.tokens.cluster import Cluster, share_cores
 from dmcodec.tokens.corpus import (
     JobSummary,
     TooManyFailures,
@@ -35,44 +35,6 @@ pq = pytest.importorskip("pyarrow.parquet")
 NUM_KILLS = 21
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A codec that works at once and has learnt nothing."""
-    torch.set_num_threads(1)
-    config = CodecConfig.model_validate(
-        {
-            "seanet": {"num_filters": 2, "latent_dim": 8, "num_lstm_layers": 1},
-            "quantizer": {"num_codebooks": 3, "codebook_size": 64},
-        }
-    )
-    folder = tmp_path_factory.mktemp("model")
-    with torch.random.fork_rng():
-        torch.manual_seed(1)  # noqa: TID251 (the layers draw from the global generator)
-        Codec(config).save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture
-def codec(model: Path) -> Codec:
-    return Codec.from_pretrained(model)
-
-
-@pytest.fixture(scope="module")
-def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """21 sound files of 2 ms to 1 s, some at 8 kHz."""
-    folder = tmp_path_factory.mktemp("speech")
-    rng = np.random.default_rng(5)
-    lines = []
-    for number in range(21):
-        length = int(rng.integers(30, 16_000)) if number else 30
-        waveform = 0.1 * rng.standard_normal(length)
-        write_audio(folder / f"{number}.wav", waveform, 8_000 if number % 5 == 3 else 16_000)
-        line = {"id": f"s/{number}.x", "audio": f"{number}.wav", "speaker": f"p{number % 2}"}
-        lines.append(json.dumps({**line, "text": "hé" if number % 3 else ""}))
-    (folder / "list.jsonl").write_text("\n".join(lines), encoding="utf-8")
-    return folder / "list.jsonl"
-
-
 def run(
     codec: Codec,
     utterances: list[Utterance],
@@ -83,14 +45,6 @@ def run(
 ) -> JobSummary:
     info = describe_corpus(codec, utterances, **{"shard_size": 4, **settings})
     return tokenize(codec, utterances, output, info, max_failures=max_failures)
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {
-        path.relative_to(folder).as_posix(): path.read_bytes()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name != ".lock"
-    }
 
 
 def test_rows_are_those_of_single_files_each_once_in_order(
@@ -476,25 +430,3 @@ def test_files_are_read_while_the_network_works(
     tokenize(codec, utterances[:6], tmp_path / "out", info, speed=speed)
 
     assert was_ahead == [True] * 5  # the last has no next
-
-
-@pytest.mark.parametrize(
-    ("cores", "num_workers", "threads"),
-    [([2], 1, 2), ([2], 2, 1), ([2], 3, 1), ([16, 16, 4], 4, 8), ([16, 16, 4], 9, 4), ([], 2, 1)],
-)
-def test_ray_workers_share_the_cores(cores: list[int], num_workers: int, threads: int) -> None:
-    assert share_cores(cores, num_workers) == threads
-
-
-def test_ray_gives_the_same_files(codec: Codec, manifest: Path, tmp_path: Path) -> None:
-    pytest.importorskip("ray", reason="needs Ray: pip install 'dmcodec[data]'")
-    utterances = read_manifest(manifest)
-    info = describe_corpus(codec, utterances, shard_size=4)
-    tokenize(codec, utterances, tmp_path / "here", info)
-
-    job = tokenize(
-        codec, utterances, tmp_path / "ray", info, cluster=Cluster(address="local", num_workers=2)
-    )
-
-    assert job.num_done == 21
-    assert contents(tmp_path / "ray") == contents(tmp_path / "here")

@@ -1,0 +1,33 @@
+from pathlib import Path
+
+import pytest
+from tests.tokens.conftest import contents
+
+from dmcodec.codec.model import Codec
+from dmcodec.manifest import read_manifest
+from dmcodec.tokens.cluster import Cluster, share_cores
+from dmcodec.tokens.corpus import describe_corpus, tokenize
+
+pytest.importorskip("pyarrow", reason="shards are Parquet: pip install 'dmcodec[data]'")
+
+
+@pytest.mark.parametrize(
+    ("cores", "num_workers", "threads"),
+    [([2], 1, 2), ([2], 2, 1), ([2], 3, 1), ([16, 16, 4], 4, 8), ([16, 16, 4], 9, 4), ([], 2, 1)],
+)
+def test_ray_workers_share_the_cores(cores: list[int], num_workers: int, threads: int) -> None:
+    assert share_cores(cores, num_workers) == threads
+
+
+def test_ray_gives_the_same_files(codec: Codec, manifest: Path, tmp_path: Path) -> None:
+    pytest.importorskip("ray", reason="needs Ray: pip install 'dmcodec[data]'")
+    utterances = read_manifest(manifest)
+    info = describe_corpus(codec, utterances, shard_size=4)
+    tokenize(codec, utterances, tmp_path / "here", info)
+
+    job = tokenize(
+        codec, utterances, tmp_path / "ray", info, cluster=Cluster(address="local", num_workers=2)
+    )
+
+    assert job.num_done == 21
+    assert contents(tmp_path / "ray") == contents(tmp_path / "here")
