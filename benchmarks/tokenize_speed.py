@@ -102,7 +102,7 @@ def run_once(arguments: argparse.Namespace) -> dict[str, float]:
     usage = Usage()
     started = time.perf_counter()
     if way.startswith("loop"):
-        num_samples = sum(int(codec.encode(each.audio).num_samples[0]) for each in utterances)
+        num_samples = sum(int(codec.encode(each.sound_file).num_samples[0]) for each in utterances)
         network_s = time.perf_counter() - started
     else:
         with tempfile.TemporaryDirectory() as folder:

@@ -10,7 +10,8 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from dmcodec import cli
-from dmcodec.audio import audio_info, read_audio, write_audio
+from dmcodec.audio import AudioError, audio_info, read_audio, write_audio
+from dmcodec.cli.options import describe
 from dmcodec.codec.model import Codec, CodecConfig
 from dmcodec.codec.quantizer import QuantizerConfig
 from dmcodec.codec.seanet import SEANetConfig
@@ -136,6 +137,38 @@ def test_reconstruct_takes_files_of_one_name(model: Path, speech: Path, tmp_path
     assert "mean of 2 files" in only_measured.output
     assert of_a_list.exit_code == 0, of_a_list.output
     assert sorted(p.name for p in (tmp_path / "o").rglob("*.dmc")) == ["001.dmc"] * 2
+
+
+def test_an_id_and_a_file_of_one_name_give_two_results(
+    model: Path, speech: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "list.jsonl").write_text(f'{{"id": "b", "audio": "{speech / "a.1.wav"}"}}\n')
+    inputs = [tmp_path / "list.jsonl", speech / "below"]
+
+    result = run("reconstruct", *inputs, "-o", tmp_path / "o", "--model", model)
+
+    assert result.exit_code == 0, result.output
+    written = sorted(path.name for path in (tmp_path / "o").glob("*.dmc"))
+    assert written == ["b.dmc", "b.wav.dmc"]
+
+
+def test_errors_of_processes_that_read_data_are_one_sentence() -> None:
+    dataset = _Broken()
+    loader = torch.utils.data.DataLoader(dataset, num_workers=1)
+
+    with pytest.raises(AudioError) as caught:
+        next(iter(loader))
+
+    assert describe(caught.value) == "x.wav: damaged: near its end\nand more"
+    assert describe(FileNotFoundError(2, "No such file", "a.wav")) == "a.wav: No such file"
+
+
+class _Broken(torch.utils.data.Dataset[int]):
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, index: int) -> int:
+        raise AudioError("x.wav: damaged: near its end\nand more")
 
 
 def test_unreadable_files_are_named_and_the_others_go_on(

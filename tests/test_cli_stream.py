@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import wave
 from pathlib import Path
 
@@ -113,30 +114,41 @@ def test_a_packet_leaves_as_soon_as_its_frame_is_there(codec: Codec, tmp_path: P
 
 def test_interrupted_stream_is_finished_and_whole(codec: Codec, tmp_path: Path) -> None:
     codec.save_pretrained(tmp_path / "causal")
-    command = [sys.executable, "-m", "dmcodec.cli", "stream", "encode"]
+    command = [sys.executable, "-m", "dmcodec.cli", "stream"]
+    model = ["--model", str(tmp_path / "causal")]
     pcm = make_pcm(1000)
-    with subprocess.Popen(
-        [*command, "--model", str(tmp_path / "causal")],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    ) as process:
-        assert process.stdin is not None
-        assert process.stdout is not None
-        process.stdin.write(pcm.tobytes())
-        process.stdin.flush()
-        reader = PacketReader(process.stdout)  # type: ignore[arg-type]
-        packets = [reader.read() for _ in range(3)]
-        process.send_signal(signal.SIGINT)  # the pipe stays open, as that of a microphone
-        last = reader.read()
-        assert last is not None
-        assert reader.read() is None
-        assert process.wait() == 0
+    with (
+        subprocess.Popen(
+            [*command, "encode", *model],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            process_group=0,
+        ) as encoder,
+        subprocess.Popen(
+            [*command, "decode", *model],
+            stdin=encoder.stdout,
+            stdout=subprocess.PIPE,
+            process_group=encoder.pid,
+        ) as decoder,
+    ):
+        watch = threading.Timer(60, lambda: os.killpg(encoder.pid, signal.SIGKILL))
+        watch.start()
+        assert encoder.stdin is not None
+        assert encoder.stdout is not None
+        assert decoder.stdout is not None
+        encoder.stdout.close()  # the decoder has it
+        encoder.stdin.write(pcm.tobytes())
+        encoder.stdin.flush()
+        sound = decoder.stdout.read(2 * 960)
+        os.killpg(encoder.pid, signal.SIGINT)  # the pipe stays open, as that of a microphone
+        sound += decoder.stdout.read()
+        assert encoder.wait() == 0
+        assert decoder.wait() == 0
+        watch.cancel()
 
-    found = np.concatenate([each.codes for each in [*packets, last] if each is not None], axis=1)
-    whole = codec.encode(torch.from_numpy(pcm.astype(np.float32) / 32768))
-    np.testing.assert_array_equal(found, whole.item(0))
-    assert last.num_samples == 1000 - 960
+    whole = codec.decode(codec.encode(torch.from_numpy(pcm.astype(np.float32) / 32768)))[0]
+    decoded = np.frombuffer(sound, "<i2") / 32768
+    np.testing.assert_allclose(decoded, whole.numpy(), atol=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ from dmcodec.evaluation.storage import write_text
 from dmcodec.evaluation.summary import Summary
 from dmcodec.manifest import read_manifest
 from dmcodec.training.experiment import Experiment
-from dmcodec.training.loop import train
+from dmcodec.training.loop import check_device, train
 from dmcodec.training.step import TrainingDiverged
 from dmcodec.training.teach import teach
 
@@ -118,7 +118,9 @@ def ablate(
         for row in config.rows
         for seed in config.seeds
     }
-    _check_before_training(config, list(experiments.values()))
+    check_device(device)
+    has_words = (output / "words" / "rows.jsonl").is_file()
+    _check_before_training(config, list(experiments.values()), needs_recognizer=not has_words)
     has_gpu = device != "cpu" and torch.cuda.is_available()
     models_on = "cuda" if has_gpu else "cpu"
     folders = {key: output / "runs" / f"{key[0]}-seed{key[1]}" for key in experiments}
@@ -150,10 +152,12 @@ def ablate(
     return table
 
 
-def _check_before_training(config: AblationConfig, experiments: Sequence[Experiment]) -> None:
+def _check_before_training(
+    config: AblationConfig, experiments: Sequence[Experiment], *, needs_recognizer: bool
+) -> None:
     """Raises what would otherwise end the table after hours: lists and models that are missing."""
     import_package("PIL.Image", "the report")
-    if config.num_word_clips:
+    if config.num_word_clips and needs_recognizer:
         check_models(("words",), ScoringConfig(recognizer=config.recognizer))
     lists = {manifest for each in experiments for manifest in each.data.train_manifests}
     lists |= {each.data.valid_manifest for each in experiments if each.data.valid_manifest}

@@ -41,10 +41,9 @@ class OnnxCodec:
             if not (folder / name).is_file():
                 raise FileNotFoundError(f"{folder} is no exported codec: {name} is missing")
         try:
-            config = json.loads((folder / CONFIG_NAME).read_text("utf-8"))
-            self._read_config(config)
-        except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
-            raise ValueError(f"{folder / CONFIG_NAME} is damaged: {error!r}") from error
+            self._read_config(json.loads((folder / CONFIG_NAME).read_text("utf-8")))
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise ValueError(f"{folder / CONFIG_NAME} cannot be used: {error!r}") from error
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = num_threads or os.cpu_count() or 1
         self._encoder, self._decoder = (
@@ -57,13 +56,11 @@ class OnnxCodec:
         try:
             return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime's own kinds have no base of their own
-            raise ValueError(f"{path} cannot be loaded: export the codec again") from error
+            raise ValueError(f"{path} cannot be loaded: {error}; export the codec again") from error
 
     def _read_config(self, config: dict[str, Any]) -> None:
         if config.get("format") != FORMAT:
-            raise ValueError(
-                f"the exported codec has format {config.get('format')!r}, not {FORMAT!r}"
-            )
+            raise ValueError(f"format {config.get('format')!r}, not {FORMAT!r}")
         self.sample_rate, self.hop_length = int(config["sample_rate"]), int(config["hop_length"])
         self.num_codebooks = int(config["num_codebooks"])
         self.codebook_size = int(config["codebook_size"])

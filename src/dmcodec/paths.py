@@ -2,7 +2,7 @@
 
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from dmcodec.audio import find_audio_files
@@ -10,6 +10,8 @@ from dmcodec.audio import find_audio_files
 
 def find_inputs(inputs: Sequence[Path], suffixes: Sequence[str] | None = None) -> list[Path]:
     """Files as they are given, and those inside folders (sound files, or of the suffixes given).
+
+    A file that is named twice is one; hidden files inside folders are left out.
 
     Raises FileNotFoundError for a folder without any.
     """
@@ -29,21 +31,30 @@ def find_inputs(inputs: Sequence[Path], suffixes: Sequence[str] | None = None) -
         if not inside:
             raise FileNotFoundError(f"folder {path} holds no file to work on")
         found += inside
-    return list(dict.fromkeys(found))  # a file that was named twice is one
+    return list(dict.fromkeys(found))
 
 
 def plan_outputs(
-    inputs: Sequence[Path], paths: Sequence[Path], folder: Path | None, suffix: str
+    inputs: Sequence[Path],
+    paths: Sequence[Path],
+    folder: Path | None,
+    suffix: str,
+    ids: Mapping[Path, str] | None = None,
 ) -> list[Path]:
     """Where each of `paths` goes: beside itself, or into `folder` with the layout of the inputs.
 
     The suffix replaces the file's own; names that would meet (a.wav and a.flac) keep theirs too.
+    In `folder` a file with an id of its own is named by it.
+
+    Raises ValueError where two would still be one.
     """
     roots = [path for path in inputs if path.is_dir()]
 
     def place(path: Path, name: str) -> Path:
         if folder is None:
             return path.with_name(name)
+        if ids is not None and path in ids:
+            return folder / f"{ids[path]}{suffix}"
         root = next((root for root in roots if root in path.parents), path.parent)
         return folder / path.parent.relative_to(root) / name
 

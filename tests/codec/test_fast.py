@@ -153,6 +153,18 @@ def test_weights_written_without_a_trace_are_noticed(is_inference: bool) -> None
         assert torch.equal(codec.encode(waveform).codes, source.encode(waveform).codes)
 
 
+def test_fast_form_holds_no_weights_of_before() -> None:
+    codec = make_codec()
+    with torch.no_grad():
+        codec.encode(noise(1000, 3))
+    assert "_fast" in codec.__dict__
+
+    codec.train()
+    assert fast_codec(codec) is None
+
+    assert "_fast" not in codec.__dict__
+
+
 def test_training_gradients_and_weight_norm_keep_the_plain_path() -> None:
     codec = make_codec()
     assert fast_codec(codec) is None  # gradients are on

@@ -174,3 +174,7 @@ def test_books_of_unequal_length_are_refused(folder: Path) -> None:
 
     with pytest.raises(ShardError, match="do not have"):
         list(load_shard(folder / "other.parquet"))
+    wide = pa.array([row.as_py() for row in table["codes"]], pa.list_(pa.list_(pa.int64())))
+    pq.write_table(table.set_column(place, "codes", wide), folder / "other.parquet")
+    with pytest.raises(ShardError, match="codes are int64, not uint16"):
+        list(load_shard(folder / "other.parquet"))

@@ -17,6 +17,7 @@ from dmcodec.cli.options import (
     Output,
     PrecisionName,
     Threads,
+    describe,
     load_codec,
     read_bytes,
     say_damaged,
@@ -140,10 +141,8 @@ def reconstruct(
     from dmcodec.paths import plan_outputs, write_bytes
 
     paths, names = _find_speech(inputs)
-    targets = list(paths)  # nothing is written
-    if output is not None:
-        planned = iter(plan_outputs(inputs, [p for p in paths if p not in names], output, ".wav"))
-        targets = [output / names[p] if p in names else next(planned) for p in paths]
+    # Without a folder nothing is written.
+    targets = list(paths) if output is None else plan_outputs(inputs, paths, output, ".wav", names)
     codec = load_codec(model, device, precision, threads)
     identity = identify(codec)
     codec.decode(codec.encode(torch.zeros(codec.config.sample_rate)))  # the first pass sets up
@@ -217,7 +216,7 @@ def _for_each(
                     raise FileExistsError(f"{target} exists: give --force to replace it")
                 work(path, target)
             except (ValueError, OSError) as problem:
-                text = str(problem)
+                text = describe(problem)
                 failures.append(text if str(path) in text else f"{path}: {text}")
     for failure in failures:
         typer.secho(f"dmcodec: {failure}", fg="red", err=True)
@@ -229,20 +228,15 @@ def _for_each(
 
 
 def _find_speech(inputs: Sequence[Path]) -> tuple[list[Path], dict[Path, str]]:
-    """Sound files of files, folders and manifests; those of manifests with a name for results."""
-    from dmcodec.manifest import read_manifest
+    """Sound files of files, folders and manifests; those of manifests with their ids."""
+    from dmcodec.manifest import read_manifests
     from dmcodec.paths import find_inputs
 
-    paths: list[Path] = []
-    names: dict[Path, str] = {}
-    for path in inputs:
-        if path.suffix in (".jsonl", ".tsv", ".scp"):
-            utterances = read_manifest(path)
-            names |= {each.sound_file: f"{each.id}.wav" for each in utterances}
-            paths += [each.sound_file for each in utterances]
-        else:
-            paths += find_inputs([path])
-    return list(dict.fromkeys(paths)), names
+    manifests = [path for path in inputs if path.suffix in (".jsonl", ".tsv", ".scp")]
+    utterances = read_manifests(manifests)
+    ids = {each.sound_file: each.id for each in utterances}
+    others = find_inputs([path for path in inputs if path not in manifests])
+    return list(dict.fromkeys([*ids, *others])), ids
 
 
 class _Result(NamedTuple):

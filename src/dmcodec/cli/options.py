@@ -1,5 +1,6 @@
 """What commands share: options, the loading of a codec, and errors that users see."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -43,7 +44,8 @@ def describe(problem: Exception) -> str:
     """One sentence: of the system's errors the file and what happened to it, without numbers."""
     text = str(problem)
     if "\nOriginal Traceback" in text:  # so torch tells what a process that reads data raised
-        return text.strip().splitlines()[-1].partition(": ")[2]
+        name = re.escape(type(problem).__name__)
+        *_, text = re.split(rf"\n(?:[\w.]+\.)?{name}: ", text.strip())
     if isinstance(problem, OSError) and problem.strerror and problem.filename is not None:
         return f"{problem.filename}: {problem.strerror}"
     return text or type(problem).__name__

@@ -15,12 +15,12 @@ import typer
 
 from dmcodec.cli.options import CommandError, read_bytes, say_damaged
 
-_NOT_PCM = (b"fLaC", b"OggS", b"RF64", b"FORM")
-
 if TYPE_CHECKING:
     import numpy as np
 
     from dmcodec.codec.model import Codec
+
+_NOT_PCM = (b"fLaC", b"OggS", b"RF64", b"FORM")
 
 StreamModel = Annotated[
     str, typer.Option(metavar="MODEL", help="Folder or Hub id of a causal codec.")
@@ -68,7 +68,7 @@ def stream(
     torch.set_num_threads(1)  # a frame is too small to share; threads would only add delay
     codec = load(model)
     source, sink = cast(BinaryIO, sys.stdin.buffer), cast(BinaryIO, sys.stdout.buffer)
-    with _input_ends_on_interrupt():
+    with _first_interrupt_ends(direction):
         if direction == Direction.ENCODE:
             report = encode_stream(codec, source, sink, num_codebooks, packet_frames)
         else:
@@ -77,17 +77,25 @@ def stream(
 
 
 @contextmanager
-def _input_ends_on_interrupt() -> Iterator[None]:
+def _first_interrupt_ends(direction: Direction) -> Iterator[None]:
     """Ctrl-C is the end of a live sound: what came before it is finished and written.
 
-    The input becomes an empty file. A second Ctrl-C stops the program.
+    The terminal sends it to every program between the pipes. The encoder's input becomes an empty
+    file; the decoder's ends when the encoder has finished. A second Ctrl-C stops the program.
     """
 
     def end_input(*_: object) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        if direction == Direction.ENCODE:
+            nothing = os.open(os.devnull, os.O_RDONLY)
+            os.dup2(nothing, 0)
+            os.close(nothing)
 
-    before = signal.signal(signal.SIGINT, end_input)
+    before = signal.getsignal(signal.SIGINT)
+    if before is signal.SIG_IGN:  # whoever started the program wants none of it
+        yield
+        return
+    signal.signal(signal.SIGINT, end_input)
     try:
         yield
     finally:

@@ -67,7 +67,7 @@ class FastConv:
         self.out_channels, self.in_channels, self.num_taps = weight.shape
         self.bias = cast(Tensor, conv.conv.bias).detach()
         self.step = 1 if self.stride > 1 else self.dilation  # rows from one product to the next
-        # One input channel: the taps side by side make one product worth its while.
+        # Few input channels: the taps side by side make one product worth its while.
         self.is_narrow_in = self.in_channels < 8 and self.dilation == 1
         if self.is_narrow_in:
             self.weights = weight.permute(2, 1, 0).reshape(-1, self.out_channels).contiguous()
@@ -423,22 +423,28 @@ class FastCodec:
 
 
 class _Weights:
-    """The weights that a fast form was made of; says whether they still are what they were."""
+    """The weights that a fast form was made of; says whether they still are what they were.
+
+    Looks at addresses, torch's counts of changes, and a few values of each: writes through `.data`,
+    and to weights made in inference mode, are not counted.
+    """
 
     def __init__(self, parameters: Sequence[Tensor]) -> None:
-        self._key = self._look(parameters)
-        # Writes through `.data`, and to weights made in inference mode, leave no trace in the key.
-        self._samples = [p.detach().flatten()[:: max(1, p.numel() // 8)] for p in parameters]
-        self._values = torch.cat(self._samples)
+        self._key, self._values = self._look(parameters), self._sample(parameters)
 
     def are(self, parameters: Sequence[Tensor]) -> bool:
         """Whether these are the same weights, unchanged."""
         is_same = self._key == self._look(parameters)
-        return is_same and torch.equal(torch.cat(self._samples), self._values)
+        return is_same and torch.equal(self._sample(parameters), self._values)
 
     @staticmethod
     def _look(parameters: Sequence[Tensor]) -> list[tuple[int, int]]:
         return [(p.data_ptr(), 0 if p.is_inference() else p._version) for p in parameters]
+
+    @staticmethod
+    def _sample(parameters: Sequence[Tensor]) -> Tensor:
+        """Some nine values of each; an odd step meets every row, column and tap."""
+        return torch.cat([p.detach().flatten()[:: max(1, p.numel() // 8) | 1] for p in parameters])
 
 
 def fast_codec(codec: "Codec") -> FastCodec | None:
@@ -457,6 +463,7 @@ def fast_codec(codec: "Codec") -> FastCodec | None:
         or any(p.device.type != "cpu" or p.dtype != torch.float32 for p in parameters)
         or any(parametrize.is_parametrized(m) for m in codec.modules())
     ):
+        codec.__dict__.pop("_fast", None)  # its memory is wanted elsewhere
         return None
     kept: tuple[_Weights, FastCodec] | None = codec.__dict__.get("_fast")
     if kept is None or not kept[0].are(parameters):

@@ -60,9 +60,10 @@ def prepare_originals(
 ) -> dict[str, str]:
     """Writes the originals that are not there yet; gives id -> reason of those that failed."""
     failures = {}
+    file_hash = lru_cache(maxsize=16)(hash_file)  # once for the many utterances in one file
     for number, utterance in enumerate(utterances, start=1):
         try:
-            _prepare_original(utterance, workspace)
+            _prepare_original(utterance, workspace, file_hash)
         except (ValueError, OSError) as problem:
             logger.warning("%s left out: %s", utterance.id, problem)
             failures[utterance.id] = str(problem)
@@ -70,11 +71,13 @@ def prepare_originals(
     return failures
 
 
-def _prepare_original(utterance: Utterance, workspace: Workspace) -> None:
+def _prepare_original(
+    utterance: Utterance, workspace: Workspace, file_hash: Callable[[Path], str]
+) -> None:
     if not utterance.audio.is_file():
         raise FileNotFoundError(f"{utterance.audio}: no such file")
     segment = f"{utterance.start_samples} {utterance.num_samples} {utterance.entry}"
-    key = hash_text(_ORIGINAL_PREPARATION, segment, _hash_once(utterance.audio))
+    key = hash_text(_ORIGINAL_PREPARATION, segment, file_hash(utterance.audio))
     record = workspace.read_sound_record(ORIGINAL, utterance.id)
     if record is not None and record.key == key:
         return
@@ -84,12 +87,6 @@ def _prepare_original(utterance: Utterance, workspace: Workspace) -> None:
     write_audio(path, waveform, SAMPLE_RATE)
     record = SoundRecord(key=key, sound_hash=hash_waveform(waveform), num_samples=len(waveform))
     workspace.write_sound_record(ORIGINAL, utterance.id, record)
-
-
-@lru_cache(maxsize=16)
-def _hash_once(path: Path) -> str:
-    """`hash_file`, once for the many utterances that lie in one file."""
-    return hash_file(path)
 
 
 def run_system(

@@ -92,7 +92,8 @@ def evaluate(
     reference = _check_names(config, [spec.name for spec in specs])
     # Better now than after hours of work.
     import_package("PIL.Image", "the report")
-    check_models(config.measures, config.scoring)
+    if not (output / "rows.jsonl").is_file():  # what is scored needs no model again
+        check_models(config.measures, config.scoring)
     workspace = Workspace(output)
 
     listed = choose_clips(read_manifests(config.manifests), config.protocol, config.num_clips)

@@ -154,7 +154,9 @@ def load_shard(shard: Path | bytes) -> Iterator[TokenRow]:
             num_frames = row.pop("num_frames")
             if set(books.value_lengths().to_pylist()) != {num_frames}:
                 raise ValueError(f"the books of {row['id']!r} do not have {num_frames} frames each")
-            codes = books.flatten().to_numpy().reshape(len(books), num_frames).astype(np.uint16)
+            if books.type.value_type != pa.uint16():
+                raise ValueError(f"codes are {books.type.value_type}, not uint16")
+            codes = books.flatten().to_numpy().reshape(len(books), num_frames).copy()
             yield TokenRow(codes=codes, **row)
     except (pa.ArrowException, OSError, KeyError, TypeError, AttributeError, ValueError) as error:
         name = "the shard" if isinstance(shard, bytes) else str(shard)

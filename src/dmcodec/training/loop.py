@@ -10,6 +10,7 @@ The run's folder gets:
 """
 
 import logging
+import os
 import time
 import warnings
 from contextlib import ExitStack, closing
@@ -119,7 +120,8 @@ def train(
     return scores
 
 
-def _make_accelerator(experiment: Experiment, device: str) -> Accelerator:
+def check_device(device: str) -> None:
+    """Raises ValueError unless `train` takes this device, and has it."""
     if device not in ("auto", "cpu", "cuda"):
         raise ValueError(
             f"training runs on auto, cpu or cuda, not on {device!r}; CUDA_VISIBLE_DEVICES chooses "
@@ -127,14 +129,28 @@ def _make_accelerator(experiment: Experiment, device: str) -> Accelerator:
         )
     if device == "cuda" and not torch.cuda.is_available():
         raise ValueError("device 'cuda' cannot be used: torch finds no GPU")
+
+
+def _make_accelerator(experiment: Experiment, device: str) -> Accelerator:
+    check_device(device)
     AcceleratorState._reset_state()  # of an earlier run in this process, perhaps another precision
-    return Accelerator(
+    accelerator = Accelerator(
         # accelerate joins several processes without a GPU only when told that there is none.
         cpu=device == "cpu" or not torch.accelerator.is_available(),
         mixed_precision=experiment.mixed_precision,
         # Codebooks agree by construction; averaging them over processes would undo that.
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
     )
+    if device not in ("auto", accelerator.device.type):
+        raise ValueError(
+            f"this process trained on {accelerator.device.type} before: start another for {device}"
+        )
+    if "LOCAL_RANK" in os.environ and accelerator.num_processes != int(os.environ["WORLD_SIZE"]):
+        raise ValueError(
+            f"accelerate cannot join processes on {accelerator.device.type}: give --device cpu, or "
+            "start one process"
+        )
+    return accelerator
 
 
 def _find_checkpoint(folder: Path, resume: bool) -> Path | None:
