@@ -33,8 +33,8 @@ def test_speech_comes_back_intelligible(codec: dmcodec.Codec) -> None:
     original = dmcodec.read_audio(EXAMPLE)
     decoded = codec.decode(codec.encode(original))[0].numpy()
     assert len(decoded) == len(original)
-    assert stoi(original, decoded, 16000) > 0.88
-    assert pesq_wb(original, decoded, 16000) > 1.6
+    assert stoi(original, decoded, 16000) > 0.90
+    assert pesq_wb(original, decoded, 16000) > 1.8
 
 
 def test_every_further_book_helps(codec: dmcodec.Codec) -> None:

@@ -84,3 +84,26 @@ def test_rounding_of_gpus_is_off_unless_asked_for_and_restored(
     finally:
         for place, value in zip(places, first, strict=True):
             place.fp32_precision = value
+
+
+def test_compiled_networks_run_under_encode_and_decode() -> None:
+    codec = make_codec()
+    codec.precision = "bfloat16"  # as on a GPU: not the fast path
+    generator = torch.Generator().manual_seed(4)
+    clips = [0.1 * torch.randn(n, generator=generator) for n in (3000, 1700, 3000)]
+    encoded = codec.encode(clips)
+    decoded = codec.decode(encoded)
+    graphs: list[torch.fx.GraphModule] = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> object:
+        graphs.append(graph)
+        return graph.forward
+
+    codec.encoder.compile(backend=backend)
+    codec.decoder.compile(backend=backend)
+
+    assert torch.equal(codec.encode(clips).codes, encoded.codes)
+    num_graphs = len(graphs)
+    assert num_graphs > 0
+    assert torch.equal(codec.decode(encoded), decoded)
+    assert len(graphs) > num_graphs

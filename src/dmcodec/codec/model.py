@@ -111,6 +111,8 @@ class Codec(nn.Module):
     """Speech waveforms to codes and back.
 
     `encode` and `decode` are for users: they take what users have and track no gradients.
+    Where torch's own `encoder.compile(...)` and `decoder.compile(...)` were called, they run what
+    these made, on a GPU; on the CPU fast.py is faster.
     `forward` is for training. Weights are plain tensors; training adds weight normalization
     (conv.py) and removes it before export.
 
