@@ -221,7 +221,7 @@ def write_audio_blocks(
             temporary, "w", sample_rate, channels=1, subtype="PCM_16", format=format_name
         ) as file:
             for block in blocks:
-                block = _check_samples(block)
+                block = check_samples(block)
                 if not np.isfinite(block).all():
                     raise ValueError(
                         f"{path}: the waveform has NaN or infinite samples; not written"
@@ -375,8 +375,8 @@ def _read_blocks(
         yield block[:, 0] if file.channels == 1 else block.mean(axis=1)
 
 
-def _check_samples(waveform: npt.ArrayLike) -> npt.NDArray[np.floating]:
-    """Float samples as they are; integers are refused: as floats they would be far too loud."""
+def check_samples(waveform: npt.ArrayLike) -> npt.NDArray[np.floating]:
+    """Float samples as they are; ValueError for integers, which would be far too loud as floats."""
     waveform = np.asarray(waveform)
     if waveform.dtype.kind != "f":
         raise ValueError(
@@ -388,7 +388,7 @@ def _check_samples(waveform: npt.ArrayLike) -> npt.NDArray[np.floating]:
 
 def _check_waveform(waveform: npt.NDArray[np.floating]) -> Waveform:
     """The waveform as float32 `[T]` with T >= 1."""
-    waveform = _check_samples(waveform)
+    waveform = check_samples(waveform)
     if waveform.ndim != 1 or waveform.shape[0] == 0:
         raise ValueError(
             f"a waveform must be mono [T] with at least one sample, got shape {waveform.shape}"

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dmcodec.audio import overlapping_parts
+from dmcodec.audio import check_samples, overlapping_parts
 from dmcodec.tokens.bitstream import Header
 
 WINDOW_FRAMES, CONTEXT_FRAMES = 3000, 500
@@ -76,11 +76,7 @@ class OnnxCodec:
         """
         if waveform.ndim not in (1, 2) or waveform.size == 0:
             raise ValueError(f"a waveform must be [T] or [B, T], got shape {waveform.shape}")
-        if waveform.dtype.kind != "f":
-            raise ValueError(
-                f"the waveform has dtype {waveform.dtype}; give float samples in [-1, 1]"
-                " (16-bit samples divided by 32768)"
-            )
+        check_samples(waveform)
         if not np.isfinite(waveform).all():
             raise ValueError("the waveform holds NaN or infinite samples")
         if num_codebooks is not None and not 1 <= num_codebooks <= self.num_codebooks:

@@ -149,10 +149,6 @@ def reconstruct(
     results: dict[Path, _Result] = {}
 
     def work(path: Path, target: Path) -> None:
-        beside = [target.with_suffix(suffix) for suffix in (".dmc", ".png")]
-        for other in beside if output is not None and not force else []:
-            if other.exists():
-                raise FileExistsError(f"{other} exists: give --force to replace it")
         result = reconstruct_file(codec, identity, path, num_codebooks=num_codebooks)
         results[path] = _Result.of(result)
         if output is not None:
@@ -162,7 +158,15 @@ def reconstruct(
                 result, codec.config.sample_rate, path.name, target.with_suffix(".png")
             )
 
-    failed = _for_each("reconstructing", paths, targets, work, force or output is None, end=False)
+    failed = _for_each(
+        "reconstructing",
+        paths,
+        targets,
+        work,
+        force or output is None,
+        beside=(".dmc", ".png"),
+        end=False,
+    )
     _show_reconstructions(codec, results)
     if output is not None and results:
         typer.echo(f"wrote WAV, .dmc and PNG of {len(results)} file(s) to {output}")
@@ -198,10 +202,12 @@ def _for_each(
     work: Callable[[Path, Path], None],
     force: bool,
     *,
+    beside: Sequence[str] = (),
     end: bool = True,
 ) -> bool:
     """Works on every file with a progress bar; what fails is named with its reason at the end.
 
+    Without `force` nothing is replaced: neither a target nor its namesakes with suffixes `beside`.
     Gives whether any failed; with `end` the command ends with exit code 1 instead.
     """
     from rich.progress import Progress
@@ -212,8 +218,9 @@ def _for_each(
             list(zip(paths, targets, strict=True)), description=title
         ):
             try:
-                if target.exists() and not force:
-                    raise FileExistsError(f"{target} exists: give --force to replace it")
+                for result in (target, *map(target.with_suffix, beside)):
+                    if result.exists() and not force:
+                        raise FileExistsError(f"{result} exists: give --force to replace it")
                 work(path, target)
             except (ValueError, OSError) as problem:
                 text = describe(problem)
