@@ -14,6 +14,7 @@ from dmcodec.audio import read_audio, write_audio
 from dmcodec.codec.model import Codec, CodecConfig
 from dmcodec.codec.quantizer import QuantizerConfig
 from dmcodec.codec.seanet import SEANetConfig
+from dmcodec.codec.spectral_decoder import SpectralConfig
 
 pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
@@ -23,16 +24,20 @@ from dmcodec.onnx_codec import OnnxCodec
 from dmcodec.tokens.bitstream import loads
 
 
-def make_codec(**seanet: object) -> Codec:
+def make_codec(decoder: SpectralConfig | None = None, **seanet: object) -> Codec:
+    decoders = {} if decoder is None else {"decoder": decoder}
     with torch.random.fork_rng():
         torch.default_generator.manual_seed(9)
         codec = Codec(
             CodecConfig(
                 seanet=SEANetConfig(num_filters=4, latent_dim=8, **seanet),
                 quantizer=QuantizerConfig(codebook_size=32, num_codebooks=3),
+                **decoders,
             )
         )
-        if "activation" not in seanet:  # so that tolerances mean something; Snake is loud enough
+        if (
+            not decoders and "activation" not in seanet
+        ):  # so that tolerances mean something; Snake is loud enough
             codec.decoder.conv_out.conv.weight.data *= 10
     codec.model_id = "export-test"
     return codec.eval()
@@ -41,6 +46,11 @@ def make_codec(**seanet: object) -> Codec:
 CODECS = {
     "paper": make_codec(),
     "causal snake": make_codec(is_causal=True, is_encoder_bidirectional=False, activation="snake"),
+    "spectral": make_codec(
+        SpectralConfig(
+            channels=12, num_blocks=1, upsampling=2, fine_channels=8, num_fine_blocks=1, n_fft=640
+        )
+    ),
 }
 
 

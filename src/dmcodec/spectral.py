@@ -66,7 +66,7 @@ def stft(waveform: Tensor, n_fft: int, hop_length: int, win_length: int) -> Tens
         n_fft,
         hop_length=hop_length,
         win_length=win_length,
-        window=_window(win_length, waveform.device, waveform.dtype),
+        window=hann_window(win_length, waveform.device, waveform.dtype),
         center=False,
         return_complex=True,
     )
@@ -205,7 +205,7 @@ def log_mel_spectrogram(
 
 
 @lru_cache(maxsize=64)
-def _window(win_length: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+def hann_window(win_length: int, device: torch.device, dtype: torch.dtype) -> Tensor:
     """Periodic Hann window `[win_length]`; shared, so nobody may write into it."""
     # A tensor made in inference mode could never be used in training again.
     with torch.inference_mode(False):

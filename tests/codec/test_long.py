@@ -15,9 +15,13 @@ from dmcodec.codec.long import decode_long, encode_long, encode_windows
 from dmcodec.codec.model import Codec, CodecConfig
 from dmcodec.codec.quantizer import QuantizerConfig
 from dmcodec.codec.seanet import SEANetConfig
+from dmcodec.codec.spectral_decoder import SpectralConfig
 
 
-def make_codec(*, is_bidirectional: bool, strides: tuple[int, ...]) -> Codec:
+def make_codec(
+    *, is_bidirectional: bool, strides: tuple[int, ...], decoder: SpectralConfig | None = None
+) -> Codec:
+    decoders = {} if decoder is None else {"decoder": decoder}
     with torch.random.fork_rng():
         torch.default_generator.manual_seed(11)
         return Codec(
@@ -30,6 +34,7 @@ def make_codec(*, is_bidirectional: bool, strides: tuple[int, ...]) -> Codec:
                     is_encoder_bidirectional=is_bidirectional,
                 ),
                 quantizer=QuantizerConfig(codebook_size=32, num_codebooks=3),
+                **decoders,
             )
         ).eval()
 
@@ -37,6 +42,11 @@ def make_codec(*, is_bidirectional: bool, strides: tuple[int, ...]) -> Codec:
 CODECS = {
     "paper": make_codec(is_bidirectional=True, strides=(2, 4, 5, 8)),
     "one direction": make_codec(is_bidirectional=False, strides=(4, 5)),
+    "spectral": make_codec(
+        is_bidirectional=True,
+        strides=(4, 5),
+        decoder=SpectralConfig(channels=8, num_blocks=1, n_fft=50, kernel_size=3),
+    ),
 }
 
 
@@ -135,6 +145,7 @@ import resource, torch
 from dmcodec.codec.long import decode_long, encode_long
 from dmcodec.codec.model import Codec, CodecConfig
 from dmcodec.codec.seanet import SEANetConfig
+from dmcodec.codec.spectral_decoder import SpectralConfig
 torch.set_num_threads(1)
 codec = Codec(CodecConfig(seanet=SEANetConfig(num_filters=2, latent_dim=4, num_lstm_layers=1)))
 codec = codec.eval()

@@ -47,7 +47,20 @@ def test_constant_stays_after_the_warm_up():
     assert rates == pytest.approx([2.5e-4, 5e-4, 7.5e-4] + [1e-3] * 67)
 
 
-@pytest.mark.parametrize("schedule", ["cosine", "exponential", "constant"])
+def test_wsd_is_stable_and_then_falls_in_a_line():
+    config = OptimizerConfig(
+        learning_rate=1e-3, warmup_steps=10, schedule="wsd", decay_share=0.25, final_share=0.1
+    )
+
+    rates = learning_rates(config, 0, 111)  # 100 steps of course after the warm-up
+
+    assert rates[10:86] == pytest.approx([1e-3] * 76)
+    for step in range(86, 111):
+        assert rates[step] == pytest.approx(1e-3 * (1 - 0.9 * (step - 85) / 25))
+    assert rates[110:] == pytest.approx([1e-4] * 51)
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "exponential", "constant", "wsd"])
 @pytest.mark.parametrize("warmup_steps", [0, 1, 7, 30, 100])
 def test_rate_rises_in_the_warm_up_and_never_afterwards(schedule, warmup_steps):
     config = OptimizerConfig(warmup_steps=warmup_steps, schedule=schedule, final_share=0.01)

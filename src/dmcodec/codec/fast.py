@@ -29,12 +29,16 @@ from dmcodec.codec.seanet import (
     ResidualUnit,
     Snake,
 )
+from dmcodec.codec.spectral_decoder import SpectralDecoder
 
 if TYPE_CHECKING:
     from dmcodec.codec.model import Codec
 
 PIECE_FRAMES = 50
 """Frames that the convolutions work on at a time (measured, docs/log.md)."""
+
+SPECTRAL_PIECE_FRAMES = 500
+"""The same for the spectral decoder, whose context is long and whose features are few."""
 
 MIRROR_FRAMES = 2
 """Further context of the last pieces, see `pieces`."""
@@ -265,13 +269,37 @@ class FastDecoder:
         return self.convolve(run_lstm(self.lstm, [self.conv_in(x.t()) for x in quantized]))
 
 
+class FastSpectralDecoder:
+    """A `SpectralDecoder` in pieces; its layers are matrix products already."""
+
+    def __init__(self, decoder: SpectralDecoder) -> None:
+        self.decoder = decoder
+
+    def __call__(self, quantized: list[Tensor]) -> list[Tensor]:
+        """Waveforms [L_i * hop_length] of quantized latents [D, L_i]."""
+        hop_length = self.decoder.hop_length
+
+        def decode_piece(item: int, piece: Piece) -> Tensor:
+            start, stop, left, right = piece
+            waveform = self.decoder(quantized[item][None, :, left:right])[0, 0]
+            return waveform[(start - left) * hop_length : (stop - left) * hop_length]
+
+        sizes = [x.shape[1] for x in quantized]
+        return by_pieces(
+            decode_piece, sizes, self.decoder.reach_frames, piece_frames=SPECTRAL_PIECE_FRAMES
+        )
+
+
 def make_units(stack: ResidualStack) -> list[FastUnit]:
     """The units of a block for this path."""
     return [FastUnit(unit) for unit in cast(list[ResidualUnit], stack.units)]
 
 
 def by_pieces(
-    function: Callable[[int, Piece], Tensor], sizes: Sequence[int], reach: int
+    function: Callable[[int, Piece], Tensor],
+    sizes: Sequence[int],
+    reach: int,
+    piece_frames: int = PIECE_FRAMES,
 ) -> list[Tensor]:
     """Whole items joined from what `function` makes of (number of the item, piece).
 
@@ -279,9 +307,10 @@ def by_pieces(
         function: may be called in several threads.
         sizes: frames of the items.
         reach: frames of context that a piece needs.
+        piece_frames: of the largest piece.
     """
     share = ceil_div(sum(sizes), torch.get_num_threads())
-    piece_frames = min(PIECE_FRAMES, max(share, LEAST_PIECE_FRAMES))
+    piece_frames = min(piece_frames, max(share, LEAST_PIECE_FRAMES))
     work = [
         (item, piece)
         for item, num_frames in enumerate(sizes)
@@ -419,7 +448,7 @@ class FastCodec:
     """Encoder and decoder of a codec for this path."""
 
     encoder: FastEncoder
-    decoder: FastDecoder
+    decoder: FastDecoder | FastSpectralDecoder
 
 
 class _Weights:
@@ -468,6 +497,11 @@ def fast_codec(codec: "Codec") -> FastCodec | None:
     kept: tuple[_Weights, FastCodec] | None = codec.__dict__.get("_fast")
     if kept is None or not kept[0].are(parameters):
         weights = _Weights(parameters)
-        kept = (weights, FastCodec(FastEncoder(codec.encoder), FastDecoder(codec.decoder)))
+        decoder = (
+            FastSpectralDecoder(codec.decoder)
+            if isinstance(codec.decoder, SpectralDecoder)
+            else FastDecoder(codec.decoder)
+        )
+        kept = (weights, FastCodec(FastEncoder(codec.encoder), decoder))
         codec.__dict__["_fast"] = kept
     return kept[1]

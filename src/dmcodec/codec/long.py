@@ -17,10 +17,19 @@ from torch import Tensor, nn
 
 from dmcodec.audio import overlapping_parts
 from dmcodec.codec.conv import ceil_div
-from dmcodec.codec.fast import FastEncoder, fast_codec, is_lstm_stepped, run_direction, run_layers
+from dmcodec.codec.fast import (
+    FastDecoder,
+    FastEncoder,
+    fast_codec,
+    is_lstm_stepped,
+    pieces,
+    run_direction,
+    run_layers,
+)
 from dmcodec.codec.precision import computing_in
 from dmcodec.codec.reach import decoder_reach, encoder_reach
 from dmcodec.codec.seanet import Decoder, Encoder
+from dmcodec.codec.spectral_decoder import SpectralDecoder
 
 if TYPE_CHECKING:
     from dmcodec.codec.model import Codec
@@ -150,8 +159,14 @@ def decode_long(
     Memory does not grow with the length; the blocks joined are what `Codec.decode` gives.
     """
     decoder, hop_length = codec.decoder, codec.config.hop_length
+    if isinstance(decoder, SpectralDecoder):
+        yield from _decode_spectral(
+            codec, decoder, codes, num_samples, first_codebook, chunk_frames
+        )
+        return
     lstm, num_frames = decoder.lstm.lstm, codes.shape[-1]
     fast = fast_codec(codec)
+    fast_decoder = cast(FastDecoder, fast.decoder) if fast is not None else None
     is_stepped = fast is not None and is_lstm_stepped(lstm)
     run = partial(run_layers, lstm) if is_stepped else lstm
     reach_in = decoder.conv_in.padding_left
@@ -165,8 +180,8 @@ def decode_long(
             codes[None, :, left:right].to(codec.device), first_codebook
         )
         with computing_in(codec.precision, codec.device):
-            if fast is not None:
-                x = fast.decoder.conv_in(quantized[0].t())[None]  # [1, L, C]
+            if fast_decoder is not None:
+                x = fast_decoder.conv_in(quantized[0].t())[None]  # [1, L, C]
             else:
                 x = decoder.conv_in(quantized).transpose(1, 2)
             x = x[:, start - left : stop - left]
@@ -177,8 +192,8 @@ def decode_long(
             ready = stop if stop == num_frames else stop - reach_out
             if ready <= done:
                 continue
-            if fast is not None:
-                (waveform,) = fast.decoder.convolve([window[0].t()])
+            if fast_decoder is not None:
+                (waveform,) = fast_decoder.convolve([window[0].t()])
             else:
                 waveform = _run_decoder_convolutions(decoder, window)[0, 0]
         first, last = (frame - window_start for frame in (done, ready))
@@ -188,6 +203,24 @@ def decode_long(
         keep_from = max(done - reach_out, window_start)
         window = window[..., keep_from - window_start :]
         window_start = keep_from
+
+
+def _decode_spectral(
+    codec: "Codec",
+    decoder: SpectralDecoder,
+    codes: Tensor,
+    num_samples: int,
+    first_codebook: int,
+    chunk_frames: int,
+) -> Iterator[Tensor]:
+    """`decode_long` of a decoder without memory: pieces with as much context as it reaches."""
+    hop_length = decoder.hop_length
+    for start, stop, left, right in pieces(codes.shape[-1], decoder.reach_frames, chunk_frames):
+        part = codes[None, :, left:right].to(codec.device)
+        with computing_in(codec.precision, codec.device):
+            waveform = decoder(codec.quantizer.decode(part, first_codebook))[0, 0]
+        end = min(stop * hop_length, num_samples) - left * hop_length
+        yield waveform[(start - left) * hop_length : end].float()
 
 
 def _convolved_pieces(

@@ -1,4 +1,4 @@
-"""The codec: SEANet encoder, residual vector quantizer, SEANet decoder, and how users call them.
+"""The codec: SEANet encoder, residual vector quantizer, a decoder, and how users call them.
 
 Reference: Ahasan et al. 2024, arXiv:2410.15017. Discriminators, losses and teachers belong to
 training and live elsewhere.
@@ -9,11 +9,11 @@ from dataclasses import dataclass, replace
 from hashlib import blake2b
 from math import ceil, log2
 from pathlib import Path
-from typing import Self
+from typing import Annotated, Literal, Self
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from dmcodec.codec.conv import ceil_div, length_mask
@@ -23,10 +23,17 @@ from dmcodec.codec.long import decode_long, encode_long
 from dmcodec.codec.precision import Precision, computing_in
 from dmcodec.codec.quantizer import QuantizerConfig, QuantizerOutput, ResidualQuantizer
 from dmcodec.codec.seanet import Decoder, Encoder, SEANetConfig
+from dmcodec.codec.spectral_decoder import SpectralConfig, SpectralDecoder
 from dmcodec.config import Record
 
 LONG_FRAMES = 3000
 """Longer audio (a minute for the paper's codec) goes through long.py: bounded memory."""
+
+
+class SEANetDecoderConfig(Record):
+    """The paper's decoder, the encoder's mirror image: its sizes are those of `SEANetConfig`."""
+
+    kind: Literal["seanet"] = "seanet"
 
 
 class CodecConfig(Record):
@@ -35,9 +42,22 @@ class CodecConfig(Record):
     sample_rate: int = Field(16000, ge=1, description="Hz")
     seanet: SEANetConfig = SEANetConfig()
     quantizer: QuantizerConfig = QuantizerConfig()
+    decoder: Annotated[SEANetDecoderConfig | SpectralConfig, Field(discriminator="kind")] = (
+        SEANetDecoderConfig()
+    )
     feature_dim: int | None = Field(
         None, ge=1, description="width of the linear map to the teachers' space; None: no map"
     )
+
+    @model_validator(mode="after")
+    def _check_decoder(self) -> Self:
+        if isinstance(self.decoder, SpectralConfig):
+            if self.seanet.is_causal:
+                raise ValueError(
+                    "the spectral decoder looks ahead: a causal codec needs decoder.kind = seanet"
+                )
+            self.decoder.check_hop_length(self.hop_length)
+        return self
 
     @property
     def hop_length(self) -> int:
@@ -101,10 +121,13 @@ class Encoded:
 
 @dataclass(frozen=True, eq=False)
 class CodecOutput:
-    """What a training pass gives: the decoded waveform [B, 1, T] and the quantizer's output."""
+    """What a training pass gives: the decoded waveform [B, 1, T] and the quantizer's output.
+
+    `quantizer` is None where the codes were given: encoder and books then did not run.
+    """
 
     waveform: Tensor
-    quantizer: QuantizerOutput
+    quantizer: QuantizerOutput | None
 
 
 class Codec(nn.Module):
@@ -126,7 +149,15 @@ class Codec(nn.Module):
         self.config = config
         self.encoder = Encoder(config.seanet)
         self.quantizer = ResidualQuantizer(config.quantizer, config.seanet.latent_dim)
-        self.decoder = Decoder(config.seanet)
+        self.decoder: Decoder | SpectralDecoder
+        if isinstance(config.decoder, SpectralConfig):
+            self.decoder = SpectralDecoder(
+                config.decoder,
+                latent_dim=config.seanet.latent_dim,
+                hop_length=config.hop_length,
+            )
+        else:
+            self.decoder = Decoder(config.seanet)
         self.feature_map = (
             nn.Linear(config.seanet.latent_dim, config.feature_dim) if config.feature_dim else None
         )
@@ -139,13 +170,20 @@ class Codec(nn.Module):
         return self.quantizer.codebooks.device
 
     def forward(
-        self, waveform: Tensor, num_samples: Tensor | None = None, *, update: bool = False
+        self,
+        waveform: Tensor,
+        num_samples: Tensor | None = None,
+        *,
+        codes: Tensor | None = None,
+        update: bool = False,
     ) -> CodecOutput:
         """Encodes, quantizes and decodes [B, 1, T] with gradients; the result is [B, 1, T].
 
         Args:
             waveform: at the codec's sample rate, zero beyond each item's samples.
             num_samples: [B] samples of each item; None when every item fills T.
+            codes: [B, K, L] of these waveforms, zero beyond each item's frames: only the decoder
+                runs. None: encoder and books give them.
             update: move the codebooks (training steps only).
         """
         if waveform.ndim != 3 or waveform.shape[1] != 1:
@@ -155,12 +193,15 @@ class Codec(nn.Module):
             is_full = bool((num_samples == waveform.shape[-1]).all())  # free when on the CPU
             num_samples = None if is_full else num_samples.to(waveform.device)
         lengths = None if num_samples is None else ceil_div(num_samples, self.config.hop_length)
-        latents = self.encoder(waveform, num_samples)
-        quantized = self.quantizer(latents, lengths, update=update)
-        decoded = self.decoder(quantized.quantized, lengths)[..., : waveform.shape[-1]]
+        if codes is None:
+            output = self.quantizer(self.encoder(waveform, num_samples), lengths, update=update)
+            quantized = output.quantized
+        else:
+            output, quantized = None, self.quantizer.decode(codes)
+        decoded = self.decoder(quantized, lengths)[..., : waveform.shape[-1]]
         if num_samples is not None:
             decoded = _zero_beyond(decoded, num_samples)
-        return CodecOutput(decoded, quantized)
+        return CodecOutput(decoded, output)
 
     @torch.no_grad()
     def encode(
@@ -276,6 +317,8 @@ class Codec(nn.Module):
         seanet = self.config.seanet
         settings: list[object] = [self.config.sample_rate, seanet.strides, seanet.dilation_base]
         settings += [seanet.activation] + ["causal"] * seanet.is_causal
+        if isinstance(self.decoder, SpectralDecoder):
+            settings += ["spectral", self.decoder.upsampling]
         digest = blake2b(repr(settings).encode(), digest_size=8)
         for name, weight in sorted(self.state_dict().items()):
             if name.startswith(("encoder.", "decoder.")) or name == "quantizer.codebooks":

@@ -16,7 +16,7 @@ from torch import Tensor
 from dmcodec.codec.conv import Conv1d, ConvTranspose1d, SkipLSTM
 from dmcodec.codec.fast import run_layers
 from dmcodec.codec.precision import computing_in
-from dmcodec.codec.seanet import DecoderBlock, EncoderBlock, ResidualStack, ResidualUnit
+from dmcodec.codec.seanet import Decoder, DecoderBlock, EncoderBlock, ResidualStack, ResidualUnit
 
 if TYPE_CHECKING:
     from dmcodec.codec.model import Codec
@@ -132,7 +132,7 @@ class StreamDecoder:
         ]
 
     def _decode(self, codes: Tensor, layers: "_Layers") -> Tensor:
-        decoder = self.codec.decoder
+        decoder = cast(Decoder, self.codec.decoder)  # the only kind of a causal codec
         x = layers.conv(decoder.conv_in, self.codec.quantizer.decode(codes))
         x = layers.lstm(decoder.lstm, x)
         for block in cast(list[DecoderBlock], decoder.blocks):

@@ -13,6 +13,7 @@ from typing import NamedTuple, Self
 import numpy as np
 import numpy.typing as npt
 import torch
+import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -22,6 +23,7 @@ from dmcodec.config import Record
 from dmcodec.data.features import SegmentGuidance, TeacherStores
 from dmcodec.manifest import Utterance
 from dmcodec.sources import measure, read_utterance
+from dmcodec.tokens.shards import read_rows
 
 logger = logging.getLogger(__name__)
 
@@ -50,6 +52,9 @@ class DataConfig(Record):
             115 MB an hour at 16 kHz). Gives the same segments; files that are not 16-bit mono at
             `sample_rate` are rounded to 16 bits. Measured for 1 s of FLAC: 0.8 ms a segment from
             disk, 0.06 ms preloaded, so that no worker process is needed.
+        codes: folder of `dmcodec tokenize` with the codes of every utterance, which segments then
+            carry: a frozen encoder need not run. Codes belong to the sound as it is, so there is
+            no gain and no flip then.
     """
 
     train_manifests: tuple[Path, ...] = Field(min_length=1)
@@ -62,6 +67,7 @@ class DataConfig(Record):
     gain_db: tuple[float, float] = (-12.0, 6.0)
     use_polarity_flip: bool = True
     use_preload: bool = False
+    codes: Path | None = None
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -72,6 +78,11 @@ class DataConfig(Record):
             )
         if not -math.inf < self.gain_db[0] <= self.gain_db[1] < math.inf:
             raise ValueError(f"gain_db must be (lowest, highest) and finite, got {self.gain_db}")
+        if self.codes is not None and (self.gain_db != (0.0, 0.0) or self.use_polarity_flip):
+            raise ValueError(
+                "stored codes are those of the sound as it is: with codes, set gain_db = [0, 0] "
+                "and use_polarity_flip = false"
+            )
         weights = self.corpus_weights.values()
         if weights and not (min(weights) >= 0 and 0 < sum(weights) < math.inf):
             raise ValueError(
@@ -91,6 +102,8 @@ class Segment(NamedTuple):
         start_samples: where the segment begins in its utterance, a multiple of `hop_length`:
             the frames of features that belong to it begin at `start_samples // hop_length`.
         guidance: what teachers say about it; None without stores.
+        codes: int64 `[K, L]`, those of the whole utterance cut with it, zero beyond its frames;
+            None without stored codes.
     """
 
     waveform: Tensor
@@ -98,6 +111,7 @@ class Segment(NamedTuple):
     utterance_index: int
     start_samples: int
     guidance: SegmentGuidance | None = None
+    codes: Tensor | None = None
 
 
 class SegmentDataset(Dataset[Segment]):
@@ -120,6 +134,7 @@ class SegmentDataset(Dataset[Segment]):
         FileNotFoundError: a sound file is missing.
         AudioError: a sound file is damaged.
         StoreError: a store lacks an utterance, or has it with another length.
+        ShardError: a shard of stored codes is damaged.
         ValueError: a length contradicts its manifest, corpus weights do not fit the corpora, or
             nothing is left to train on.
     """
@@ -160,6 +175,7 @@ class SegmentDataset(Dataset[Segment]):
             if config.use_preload
             else None
         )
+        self._codes = self._read_codes(config.codes) if config.codes is not None else None
 
     def __getitem__(self, n: int) -> Segment:
         """Segment number n, for any n from 0 up (there is no last one)."""
@@ -191,7 +207,35 @@ class SegmentDataset(Dataset[Segment]):
                 hop_length=config.hop_length,
                 sample_rate=config.sample_rate,
             )
-        return Segment(torch.from_numpy(waveform), num_samples, index, start_samples, guidance)
+        codes = self.codes(index, start_samples) if self._codes is not None else None
+        return Segment(
+            torch.from_numpy(waveform), num_samples, index, start_samples, guidance, codes
+        )
+
+    def codes(self, index: int, start_samples: int = 0) -> Tensor:
+        """Stored codes `[K, L]` of the segment that begins there, zero beyond the utterance."""
+        assert self._codes is not None
+        num_frames = self.config.segment_samples // self.config.hop_length
+        first = start_samples // self.config.hop_length
+        found = self._codes[index][:, first : first + num_frames]
+        codes = torch.from_numpy(found.astype(np.int64))
+        return F.pad(codes, (0, num_frames - codes.shape[1]))
+
+    def _read_codes(self, folder: Path) -> list[npt.NDArray[np.uint16]]:
+        """The codes of each utterance, [K, L] of all its frames."""
+        stored = {row.id: row for row in read_rows(folder)}
+        found = []
+        for utterance, num_samples in zip(self.utterances, self.num_samples.tolist(), strict=True):
+            row = stored.get(utterance.id)
+            expected = -(-num_samples // self.config.hop_length)
+            if row is None or row.codes.shape[1] != expected:
+                have = "no codes" if row is None else f"{row.codes.shape[1]} frames"
+                raise ValueError(
+                    f"{folder} has {have} of utterance {utterance.id!r}, which lasts {expected} "
+                    "frames: tokenize the training lists again with the codec of init_from"
+                )
+            found.append(row.codes)
+        return found
 
     def _read(self, index: int, start_samples: int, num_samples: int) -> Waveform:
         if self._preloaded is not None:

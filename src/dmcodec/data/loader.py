@@ -27,6 +27,7 @@ class SegmentBatch(NamedTuple):
         utterance_index: int64 `[B]`, into the dataset's `utterances`.
         start_samples: int64 `[B]`, where each segment begins in its utterance.
         guidance: what teachers say about the segments; None without stores.
+        codes: int64 `[B, K, L]`; None without stored codes.
     """
 
     waveform: Tensor
@@ -34,6 +35,7 @@ class SegmentBatch(NamedTuple):
     utterance_index: Tensor
     start_samples: Tensor
     guidance: BatchGuidance | None = None
+    codes: Tensor | None = None
 
 
 class ValidationClip(NamedTuple):
@@ -151,10 +153,12 @@ def _ranks_indices(count: int, rank: int, world_size: int) -> range:
 
 def _collate(segments: list[Segment]) -> SegmentBatch:
     guidance = [segment.guidance for segment in segments if segment.guidance is not None]
+    codes = [segment.codes for segment in segments if segment.codes is not None]
     return SegmentBatch(
         waveform=torch.stack([segment.waveform for segment in segments]),  # [B, 1, T]
         num_samples=torch.tensor([segment.num_samples for segment in segments]),
         utterance_index=torch.tensor([segment.utterance_index for segment in segments]),
         start_samples=torch.tensor([segment.start_samples for segment in segments]),
         guidance=collate_guidance(guidance) if guidance else None,
+        codes=torch.stack(codes) if codes else None,
     )

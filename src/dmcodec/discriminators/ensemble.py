@@ -1,7 +1,7 @@
 """All discriminators of one training, as one module with one record for its sizes.
 
 Which kinds take part and how wide they are is decided here; their layers are in `period.py`,
-`scale.py` and `stft.py`.
+`scale.py`, `stft.py` and `log_stft.py`.
 """
 
 from dataclasses import dataclass
@@ -10,6 +10,7 @@ from typing import Annotated, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
+from dmcodec.discriminators.log_stft import LogStftDiscriminator
 from dmcodec.discriminators.period import PeriodDiscriminator
 from dmcodec.discriminators.scale import NUM_SCALE_LAYERS, ScaleDiscriminator
 from dmcodec.discriminators.stft import StftDiscriminator
@@ -20,7 +21,7 @@ Size = Annotated[int, Field(ge=1)]
 class DiscriminatorConfig(BaseModel):
     """Kinds and sizes of the discriminators; the defaults are the paper's full size.
 
-    An empty `periods` or `n_ffts`, or `num_scales = 0`, leaves that kind out.
+    An empty `periods`, `n_ffts` or `log_n_ffts`, or `num_scales = 0`, leaves that kind out.
 
     Attributes:
         periods: in samples, one period discriminator each.
@@ -29,6 +30,9 @@ class DiscriminatorConfig(BaseModel):
         scale_channels: widths of their seven layers.
         n_ffts: in samples, one STFT discriminator each; multiples of 4.
         stft_filters: width of every layer of theirs.
+        log_n_ffts: in samples, one log-magnitude STFT discriminator each; multiples of 4. None in
+            the paper.
+        log_stft_channels: widths of their layers.
 
     Reference: Kong et al. 2020, arXiv:2010.05646 (period, scale); Défossez et al. 2022,
     arXiv:2210.13438 (STFT).
@@ -46,11 +50,15 @@ class DiscriminatorConfig(BaseModel):
     )
     n_ffts: tuple[Annotated[int, Field(ge=4, multiple_of=4)], ...] = (2048, 1024, 512, 256, 128)
     stft_filters: int = Field(default=32, ge=1)
+    log_n_ffts: tuple[Annotated[int, Field(ge=4, multiple_of=4)], ...] = ()
+    log_stft_channels: tuple[Size, ...] = Field(default=(8, 8, 16, 16), min_length=1)
 
     @model_validator(mode="after")
     def _check_any(self) -> Self:
-        if not self.periods and not self.num_scales and not self.n_ffts:
-            raise ValueError("no discriminator left: give periods, num_scales or n_ffts")
+        if not (self.periods or self.num_scales or self.n_ffts or self.log_n_ffts):
+            raise ValueError(
+                "no discriminator left: give periods, num_scales, n_ffts or log_n_ffts"
+            )
         return self
 
 
@@ -58,8 +66,9 @@ class DiscriminatorConfig(BaseModel):
 class DiscriminatorOutput:
     """What the discriminators say of one batch, one entry per sub-discriminator.
 
-    The order is that of the configuration: periods, scales, transform sizes. Logits are
-    `[B, 1, ...]`, higher for original waveforms; feature maps are the hidden activations.
+    The order is that of the configuration: periods, scales, transform sizes, those on logarithms.
+    Logits are `[B, 1, ...]`, higher for original waveforms; feature maps are the hidden
+    activations.
     """
 
     logits: list[Tensor]
@@ -67,7 +76,7 @@ class DiscriminatorOutput:
 
 
 class Discriminators(nn.Module):
-    """Period, scale and STFT discriminators, run one after the other."""
+    """Discriminators of all kinds, run one after the other."""
 
     def __init__(self, config: DiscriminatorConfig) -> None:
         super().__init__()
@@ -80,6 +89,10 @@ class Discriminators(nn.Module):
                     for num_halvings in range(config.num_scales)
                 ),
                 *(StftDiscriminator(n_fft, config.stft_filters) for n_fft in config.n_ffts),
+                *(
+                    LogStftDiscriminator(n_fft, config.log_stft_channels)
+                    for n_fft in config.log_n_ffts
+                ),
             ]
         )
 

@@ -52,7 +52,7 @@ _FREE_ON_RESUME = (
     "data.valid_manifest",
     "validation",
 )
-_FEATURE_MAP = "feature_map."
+_FEATURE_MAP, _DECODER = "feature_map.", "decoder."
 
 
 class CheckpointError(ValueError):
@@ -120,7 +120,8 @@ def initialize_from(state: TrainingState, source: Path) -> None:
     """Starts a run from the weights of a checkpoint, of a kit or of a codec folder (or Hub id).
 
     From a checkpoint or kit come the averaged codec and, where the run has them, the
-    discriminators; from a codec folder the codec alone. Optimizers start anew.
+    discriminators; from a codec folder the codec alone. Optimizers start anew, and so does a
+    decoder of another kind or size than the source's.
 
     Raises CheckpointError where the networks differ.
     """
@@ -133,11 +134,16 @@ def initialize_from(state: TrainingState, source: Path) -> None:
     target = state.averaged_codec
     if _network(config) != _network(target.config):
         raise CheckpointError(f"the codec in {source} has another network than [codec] describes")
-    if config.feature_dim != target.config.feature_dim:
-        # A run may begin with other teachers than its source had, or with none.
+    # A run may begin with other teachers than its source had, or with another decoder.
+    anew = [_FEATURE_MAP] * (config.feature_dim != target.config.feature_dim)
+    anew += [_DECODER] * (config.decoder != target.config.decoder)
+    if anew:
         fresh = target.state_dict()
-        weights = {k: v for k, v in weights.items() if not k.startswith(_FEATURE_MAP)}
-        weights |= {k: v for k, v in fresh.items() if k.startswith(_FEATURE_MAP)}
+        weights = {k: v for k, v in weights.items() if not k.startswith(tuple(anew))}
+        weights |= {k: v for k, v in fresh.items() if k.startswith(tuple(anew))}
+        logger.info(
+            "not from %s, but new: %s", source, ", ".join(each.rstrip(".") for each in anew)
+        )
     try:
         load_module(target, weights, "codec")
         load_module(unwrapped(state.codec), weights, "codec")
@@ -236,8 +242,8 @@ def _flat(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _network(config: CodecConfig) -> dict[str, Any]:
-    """What weights must agree in; how books are learned and the teachers' map may differ."""
-    table = config.model_dump(mode="json", exclude={"feature_dim"})
+    """What weights must agree in: encoder and books, but not how the books are learned."""
+    table = config.model_dump(mode="json", exclude={"feature_dim", "decoder"})
     sizes = ("num_codebooks", "codebook_size")
     return table | {"quantizer": {name: table["quantizer"][name] for name in sizes}}
 

@@ -146,7 +146,7 @@ class Guidance:
             output: what it made of it.
             accelerator: makes several processes divide by the same counts; None for one.
         """
-        outputs = output.quantizer.book_outputs
+        outputs = output.quantizer.book_outputs if output.quantizer is not None else ()
         students = self._students(codec, heads, outputs)
         terms: dict[str, Tensor] = {}
         parts: dict[str, Tensor] = {}
@@ -192,7 +192,8 @@ class Guidance:
         """`loss_distill_text` and so on for a clip that the stores know, or with online models."""
         waveform = clip.waveform.to(codec.device)
         num_samples = torch.tensor([waveform.shape[-1]])
-        output = codec(waveform)
+        output: CodecOutput = codec(waveform)
+        assert output.quantizer is not None
         students = self._students(codec, heads, output.quantizer.book_outputs)
         losses = {}
         for name, guide in self.config.teachers.items():

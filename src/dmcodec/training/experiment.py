@@ -51,9 +51,12 @@ class OptimizerConfig(Record):
     weight_decay: float = Field(0.0, ge=0)
     max_gradient_norm: float = Field(1000.0, gt=0)
     warmup_steps: int = Field(0, ge=0)
-    schedule: Literal["constant", "cosine", "exponential"] = "cosine"
+    schedule: Literal["constant", "cosine", "exponential", "wsd"] = "cosine"
     final_share: float = Field(
-        0.0, ge=0, le=1, description="of learning_rate, at the last step (cosine, exponential)"
+        0.0, ge=0, le=1, description="of learning_rate, at the last step (all but constant)"
+    )
+    decay_share: float = Field(
+        0.4, gt=0, le=1, description="of the course, in which a wsd schedule falls in a line"
     )
 
     @model_validator(mode="after")
@@ -78,6 +81,9 @@ class OptimizerConfig(Record):
             share = self.final_share + (1 - self.final_share) * 0.5 * (1 + cos(pi * progress))
         elif self.schedule == "exponential":
             share = self.final_share**progress
+        elif self.schedule == "wsd":  # warm-up, stable, decay: a run may go on from its stable part
+            fall = max(0.0, (progress - 1) / self.decay_share + 1)
+            share = 1 - (1 - self.final_share) * fall
         else:
             share = 1.0
         return self.learning_rate * share
@@ -116,6 +122,9 @@ class Experiment(Record):
     init_from: Path | None = Field(
         None, description="checkpoint, fine-tuning kit or codec folder that gives the first weights"
     )
+    is_encoder_frozen: bool = Field(
+        False, description="encoder and books stay those of init_from; only the decoder learns"
+    )
     checkpoint_every_steps: int = Field(1000, ge=1)
     keep_last: int = Field(2, ge=1, description="checkpoints kept beside the best")
     log_every_steps: int = Field(10, ge=1)
@@ -139,6 +148,17 @@ class Experiment(Record):
             raise ValueError(
                 f"data.sample_rate and data.hop_length are {data}, those of the codec {codec}"
             )
+        if self.is_encoder_frozen and self.init_from is None:
+            raise ValueError("is_encoder_frozen needs init_from: whose encoder and books?")
+        if self.is_encoder_frozen and self.distillation is not None:
+            guides = self.distillation
+            if guides.teachers or guides.characters is not None:
+                raise ValueError(
+                    "books that do not learn cannot be guided: with is_encoder_frozen, "
+                    "[distillation] takes decoded only"
+                )
+        if self.data.codes is not None and not self.is_encoder_frozen:
+            raise ValueError("data.codes needs is_encoder_frozen: an encoder that learns must run")
         if self.distillation is None and self.codec.feature_dim is not None:
             raise ValueError(
                 f"codec.feature_dim is {self.codec.feature_dim}, but no [distillation] uses the map"

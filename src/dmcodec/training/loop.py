@@ -21,13 +21,13 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from dmcodec.audio import samples_to_seconds
-from dmcodec.data.dataset import Segment, SegmentDataset
-from dmcodec.data.features import TeacherStores
+from dmcodec.codec.model import Codec
+from dmcodec.data.dataset import SegmentDataset
 from dmcodec.data.loader import make_train_loader
 from dmcodec.manifest import read_manifests
+from dmcodec.sources import read_utterance
 from dmcodec.training.checkpoint import (
     export_codec,
     initialize_from,
@@ -46,6 +46,8 @@ from dmcodec.training.tracker import Tracker
 from dmcodec.training.validation import check_clips, is_better, validate
 
 logger = logging.getLogger(__name__)
+
+_LEAST_EQUAL_CODES = 0.99
 
 
 def train(
@@ -77,7 +79,23 @@ def train(
     check_clips(experiment)
     guidance = _open_guidance(experiment, accelerator)
     stores = guidance.stores if guidance is not None else None
-    loader = _make_loader(experiment, accelerator, stores, first_step=state.step)
+    dataset = SegmentDataset(
+        read_manifests(experiment.data.train_manifests),
+        experiment.data,
+        seed=experiment.seed,
+        stores=stores,
+    )
+    if experiment.data.codes is not None:
+        _check_codes(dataset, state.averaged_codec)
+    loader = make_train_loader(
+        dataset,
+        global_batch_size=experiment.batch_size,
+        first_step=state.step,
+        end_step=experiment.num_steps,
+        rank=accelerator.process_index,
+        world_size=accelerator.num_processes,
+        num_workers=experiment.num_workers,
+    )
 
     is_main, num_steps = accelerator.is_main_process, experiment.num_steps
     scores: dict[str, float] = {}
@@ -214,29 +232,20 @@ def _open_guidance(experiment: Experiment, accelerator: Accelerator) -> Guidance
     return Guidance(experiment.distillation, experiment.codec, str(accelerator.device))
 
 
-def _make_loader(
-    experiment: Experiment,
-    accelerator: Accelerator,
-    stores: TeacherStores | None,
-    *,
-    first_step: int,
-) -> DataLoader[Segment]:
-    """This process's part of the batches from `first_step` to the end."""
-    dataset = SegmentDataset(
-        read_manifests(experiment.data.train_manifests),
-        experiment.data,
-        seed=experiment.seed,
-        stores=stores,
-    )
-    return make_train_loader(
-        dataset,
-        global_batch_size=experiment.batch_size,
-        first_step=first_step,
-        end_step=experiment.num_steps,
-        rank=accelerator.process_index,
-        world_size=accelerator.num_processes,
-        num_workers=experiment.num_workers,
-    )
+def _check_codes(dataset: SegmentDataset, codec: Codec) -> None:
+    """Raises ValueError unless the stored codes are this codec's: those of one recording are."""
+    shortest = int(dataset.num_samples.argmin())
+    utterance = dataset.utterances[shortest]
+    waveform = read_utterance(utterance, sample_rate=codec.config.sample_rate)
+    codes = codec.encode(waveform).codes[0].cpu()
+    stored = dataset.codes(shortest)[:, : codes.shape[1]]
+    is_equal = codes[:, : stored.shape[1]] == stored
+    # Nearly equal entries may change places where sums are taken in another order.
+    if float(is_equal.float().mean()) < _LEAST_EQUAL_CODES:
+        raise ValueError(
+            f"{dataset.config.codes} holds other codes of {utterance.id!r} than the codec of this "
+            "run gives: tokenize the training lists with the codec of init_from"
+        )
 
 
 def _note_if_best(state: TrainingState, experiment: Experiment, scores: dict[str, float]) -> bool:

@@ -55,6 +55,8 @@ def new_state(experiment: Experiment) -> TrainingState:
     """A freshly initialised run; the caller has seeded torch."""
     codec = Codec(experiment.codec)
     add_weight_norm(codec)
+    if experiment.is_encoder_frozen:
+        codec.encoder.requires_grad_(False)
     average = AveragedModel(codec, multi_avg_fn=get_ema_multi_avg_fn(experiment.average_decay))  # type: ignore[no-untyped-call]
     average.eval()
     discriminators, discriminator_optimizer = None, None
@@ -118,7 +120,7 @@ def load_module(module: nn.Module, tensors: dict[str, Tensor], name: str) -> Non
 
 def _adamw(module: nn.Module, config: OptimizerConfig) -> AdamW:
     return AdamW(
-        module.parameters(),
+        [each for each in module.parameters() if each.requires_grad],
         lr=config.learning_rate,
         betas=config.betas,
         weight_decay=config.weight_decay,

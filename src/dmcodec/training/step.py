@@ -53,7 +53,12 @@ def train_step(
     _set_learning_rates(state, experiment)
 
     with accelerator.autocast():
-        output: CodecOutput = state.codec(batch.waveform, batch.num_samples, update=True)
+        output: CodecOutput = state.codec(
+            batch.waveform,
+            batch.num_samples,
+            codes=batch.codes,
+            update=not experiment.is_encoder_frozen,
+        )
     terms: dict[str, Tensor] = {}
 
     judged = None
@@ -110,7 +115,7 @@ def codec_terms(
         terms["mel"] = mel_loss(reference, decoded, config.mel_scales, sample_rate)
     if config.stft_weight:
         terms["stft"] = stft_loss(reference, decoded, config.stft_scales)
-    if config.commitment_weight:
+    if config.commitment_weight and output.quantizer is not None:
         terms["commitment"] = output.quantizer.commitment_loss
     if judged is not None:
         real, fake = judged
