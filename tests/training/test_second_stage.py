@@ -165,3 +165,27 @@ def test_what_contradicts_stored_codes_is_refused(second, assignment, message):
 def test_frozen_encoder_must_come_from_somewhere(tiny):
     with pytest.raises(ConfigError, match="whose encoder and books"):
         tiny("is_encoder_frozen=true")
+
+
+def test_the_second_stage_of_the_bundled_model_runs(tiny, finished_run, tokens, tmp_path):
+    codec = tiny().codec
+    experiment = tiny(
+        "num_steps=4",
+        "batch_size=2",
+        f'init_from="{finished_run / "codec"}"',
+        f'data.codes="{tokens}"',
+        f"codec.seanet.num_filters={codec.seanet.num_filters}",
+        f"codec.seanet.latent_dim={codec.seanet.latent_dim}",
+        f"codec.seanet.num_lstm_layers={codec.seanet.num_lstm_layers}",
+        f"codec.quantizer.num_codebooks={codec.quantizer.num_codebooks}",
+        f"codec.quantizer.codebook_size={codec.quantizer.codebook_size}",
+        "codec.decoder.channels=16",
+        "data.corpus_weights={}",
+        "adversary.start_step=2",
+        "optimizer.warmup_steps=1",
+        name="small_decoder",
+    )
+
+    scores = train(experiment, tmp_path / "run", device="cpu")
+
+    assert scores.keys() >= {"mel_distance", "stoi"}

@@ -292,6 +292,7 @@ def _describe_codec(codec: "Codec") -> dict[str, str]:
         "parameters": f"{num_parameters / 1e6:.2f} million, codebooks included",
         "network": f"{config.seanet.num_filters} filters, strides "
         f"{', '.join(map(str, config.seanet.strides))}, latent size {config.seanet.latent_dim}",
+        "decoder": config.decoder.kind,
         "hash": codec.fingerprint(),
     }
 
