@@ -11,6 +11,8 @@ SMALL = DiscriminatorConfig(
     scale_channels=(4, 4, 8, 8, 8, 8, 8),
     n_ffts=(64, 128, 256),
     stft_filters=4,
+    log_n_ffts=(128,),
+    log_stft_channels=(4, 4),
 )
 
 
@@ -27,9 +29,9 @@ def num_parameters(config: DiscriminatorConfig) -> int:
 def test_every_part_gives_logits_and_its_number_of_feature_maps():
     output = Discriminators(SMALL)(noise(2, 1, 800))
 
-    # Period and scale: every layer and the logits; STFT: every layer without the logits.
-    assert len(output.logits) == 2 + 2 + 3
-    assert [len(maps) for maps in output.feature_maps] == [4, 4, 8, 8, 5, 5, 5]
+    # Period and scale: every layer and the logits; both kinds of STFT: without the logits.
+    assert len(output.logits) == 2 + 2 + 3 + 1
+    assert [len(maps) for maps in output.feature_maps] == [4, 4, 8, 8, 5, 5, 5, 2]
 
 
 def test_parts_come_in_the_order_of_the_configuration():
@@ -37,11 +39,13 @@ def test_parts_come_in_the_order_of_the_configuration():
 
     assert [logits.shape[-1] for logits in output.logits[:2]] == [2, 3]
     num_frames = [logits.shape[2] for logits in output.logits[4:]]
-    assert num_frames == [960 // 16, 960 // 32, 960 // 64]
+    # The logarithms of 128 samples come last, half a window apart.
+    assert num_frames == [960 // 16, 960 // 32, 960 // 64, 960 // 64]
 
 
 @pytest.mark.parametrize(
-    ("left_out", "num_parts"), [({"periods": ()}, 5), ({"num_scales": 0}, 5), ({"n_ffts": ()}, 4)]
+    ("left_out", "num_parts"),
+    [({"periods": ()}, 6), ({"num_scales": 0}, 6), ({"n_ffts": ()}, 5), ({"log_n_ffts": ()}, 7)],
 )
 def test_empty_kind_is_left_out(left_out, num_parts):
     config = SMALL.model_copy(update=left_out)

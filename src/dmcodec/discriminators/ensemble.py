@@ -51,7 +51,7 @@ class DiscriminatorConfig(BaseModel):
     n_ffts: tuple[Annotated[int, Field(ge=4, multiple_of=4)], ...] = (2048, 1024, 512, 256, 128)
     stft_filters: int = Field(default=32, ge=1)
     log_n_ffts: tuple[Annotated[int, Field(ge=4, multiple_of=4)], ...] = ()
-    log_stft_channels: tuple[Size, ...] = Field(default=(8, 8, 16, 16), min_length=1)
+    log_stft_channels: tuple[Size, ...] = Field(default=(16, 16, 16), min_length=1)
 
     @model_validator(mode="after")
     def _check_any(self) -> Self:
