@@ -5,6 +5,7 @@ alone. No torch, no manifests, no training data: a waveform is a float32 numpy a
 nominally in [-1, 1].
 """
 
+import io
 import math
 import os
 from collections.abc import Iterable, Iterator
@@ -29,8 +30,8 @@ SAMPLE_RATE = 16_000
 PART_SECONDS = 600.0
 """Of sound that is held at a time. So many that formats without seeking (MP3, Ogg) are not decoded
 over and over."""
-MAX_PEAK = 16.0
-"""Above it (24 dB over full scale) samples are integers that nobody divided, or damaged."""
+MAX_PEAK = 100.0
+"""Above it (40 dB over full scale) samples are integers that nobody divided, or damaged."""
 
 # Half the length of soxr's HQ filter at equal rates, rounded up; it grows with the ratio of the
 # rates when going down. Measured: a slice then differs from the whole by less than 1e-6.
@@ -103,7 +104,7 @@ def read_audio(
             NaN, infinite or beyond `MAX_PEAK`.
         ValueError: the slice is not inside the file.
     """
-    sound = hold_pipe(path)
+    sound, sample_rate = hold_pipe(path), whole_rate(sample_rate)
     with closing(open_sound(sound)) as stream:
         file_rate = stream.sample_rate
         total = resampled_length(stream.num_samples, file_rate, sample_rate)
@@ -196,6 +197,13 @@ def write_audio(
     write_audio_blocks(path, [_check_waveform(waveform)], sample_rate)
 
 
+def dump_wav(waveform: npt.NDArray[np.floating], sample_rate: int, subtype: str = "FLOAT") -> bytes:
+    """A mono waveform `[T]` as the bytes of a WAV file, of float samples or "PCM_16"."""
+    buffer = io.BytesIO()
+    soundfile.write(buffer, _check_waveform(waveform), sample_rate, format="WAV", subtype=subtype)
+    return buffer.getvalue()
+
+
 def write_audio_blocks(
     path: Path | str, blocks: Iterable[npt.NDArray[np.floating]], sample_rate: int = SAMPLE_RATE
 ) -> None:
@@ -234,6 +242,7 @@ def resample(waveform: npt.NDArray[np.floating], from_rate: int, to_rate: int) -
     Sample 0 stays at time 0; outside its ends the waveform counts as silence.
     """
     waveform = _check_waveform(waveform)
+    from_rate, to_rate = whole_rate(from_rate), whole_rate(to_rate)
     length = resampled_length(waveform.shape[0], from_rate, to_rate)
     if from_rate == to_rate:
         return waveform
@@ -243,6 +252,42 @@ def resample(waveform: npt.NDArray[np.floating], from_rate: int, to_rate: int) -
     padded = np.pad(waveform, (0, padding))
     resampled: Waveform = soxr.resample(padded, from_rate, to_rate, quality="HQ")
     return resampled[:length]
+
+
+class StreamResampler:
+    """`resample` of a waveform that comes in blocks: the same samples, a little later.
+
+    They equal those of the whole to 1e-6; the delay is that of the filter, about 20 ms at 16 kHz.
+    """
+
+    def __init__(self, from_rate: int, to_rate: int) -> None:
+        self._from_rate, self._to_rate = from_rate, to_rate
+        self._stream = (
+            soxr.ResampleStream(from_rate, to_rate, 1, dtype="float32", quality="HQ")
+            if from_rate != to_rate
+            else None
+        )
+        self._num_in = self._num_out = 0
+
+    def push(self, block: Waveform, *, is_last: bool = False) -> Waveform:
+        """The samples that are ready after `block` [T], which may be empty."""
+        if self._stream is None:
+            return block
+        self._num_in += len(block)
+        if is_last:  # soxr rounds the length down: silence gives the last sample its due
+            block = np.pad(block, (0, 2 * max(1, -(-self._from_rate // self._to_rate))))
+        ready: Waveform = self._stream.resample_chunk(block, last=is_last)
+        total = resampled_length(self._num_in, self._from_rate, self._to_rate)
+        ready = ready[: total - self._num_out]
+        self._num_out += len(ready)
+        return ready
+
+
+def whole_rate(sample_rate: float) -> int:
+    """A sample rate as an int; ValueError for one that is no whole number of Hz."""
+    if not float(sample_rate).is_integer():
+        raise ValueError(f"a sample rate is a whole number of Hz, got {sample_rate}")
+    return int(sample_rate)
 
 
 def resampled_length(num_samples: int, from_rate: int, to_rate: int) -> int:

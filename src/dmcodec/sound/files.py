@@ -26,8 +26,8 @@ _BLOCK_FRAMES = 1 << 16
 # Seeking in these is not exact to the sample (libsndfile, Vorbis: off by hundreds of samples; MP3
 # frames need those before them), so they are decoded from the beginning.
 _FORMATS_WITHOUT_EXACT_SEEK = ("OGG", "MP3")
-# Lower rates hold no speech, and a waveform would grow without bound at the codec's.
-_MIN_RATE, _MAX_RATE = 1_000, 1_000_000
+MIN_RATE, MAX_RATE = 1_000, 1_000_000
+"""In Hz. Lower rates hold no speech, and a waveform would grow without bound at the codec's."""
 # What libsndfile says of a FLAC file whose header does not know its length.
 _UNKNOWN_FRAMES = 2**63 - 1
 # Programs that write to a pipe put sizes from here on into 32 bits, and such into 64.
@@ -86,11 +86,11 @@ def open_sound(sound: Sound) -> SoundStream:
         known = " ".join(AUDIO_SUFFIXES)
         reason = f"{reason.rstrip('.')} (readable: {known})"
         stream = media.open_media(sound, lambda: open_bytes(sound), reason)
-    if not _MIN_RATE <= stream.sample_rate <= _MAX_RATE:
+    if not MIN_RATE <= stream.sample_rate <= MAX_RATE:
         stream.close()
         raise AudioError(
-            f"{sound}: its header says {stream.sample_rate} samples a second; {_MIN_RATE} to "
-            f"{_MAX_RATE} can be read"
+            f"{sound}: its header says {stream.sample_rate} samples a second; {MIN_RATE} to "
+            f"{MAX_RATE} can be read"
         )
     return stream
 
@@ -106,10 +106,17 @@ def open_bytes(sound: Sound) -> BinaryIO:
     return sound.open("rb")
 
 
+class _SoundFile(soundfile.SoundFile):  # type: ignore[misc]  # soundfile has no types
+    """As soundfile's, which seeks after every read and so fails where the end is not known."""
+
+    def seekable(self) -> bool:
+        return self.frames != _UNKNOWN_FRAMES and super().seekable()
+
+
 class _Opened(NamedTuple):
     """A part that libsndfile has open, and the file below it when Python reads that."""
 
-    file: soundfile.SoundFile
+    file: _SoundFile
     below: PartFile | None
 
     def close(self) -> None:
@@ -154,7 +161,7 @@ class _SndfileStream:
                 yield from self._part_blocks(number, from_, to)
             first += length
 
-    def _open(self, number: int) -> soundfile.SoundFile:
+    def _open(self, number: int) -> _SoundFile:
         """The part, open; at its beginning when it was not open before."""
         if self._number == number and self._opened is not None:
             return self._opened.file
@@ -162,11 +169,11 @@ class _SndfileStream:
         part = self._parts[number]
         is_whole = part == Part(0, part.end) and len(self._parts) == 1
         if is_whole and isinstance(self._sound, Path) and part.end == self._sound.stat().st_size:
-            opened = _Opened(soundfile.SoundFile(self._sound), None)
+            opened = _Opened(_SoundFile(self._sound), None)
         else:
             below = PartFile(open_bytes(self._sound), part)
             try:
-                opened = _Opened(soundfile.SoundFile(below), below)
+                opened = _Opened(_SoundFile(below), below)
             except BaseException:
                 below.close()
                 raise
@@ -192,7 +199,7 @@ class _SndfileStream:
             return counted
         return self._count(file) if file.frames == _UNKNOWN_FRAMES else file.frames
 
-    def _count(self, file: soundfile.SoundFile) -> int:
+    def _count(self, file: _SoundFile) -> int:
         """Samples of a FLAC stream whose header does not say how many, by decoding it."""
         if isinstance(self._sound, Path):
             status = self._sound.stat()
@@ -201,7 +208,7 @@ class _SndfileStream:
         self.close()
         return count
 
-    def _check_promise(self, file: soundfile.SoundFile) -> None:
+    def _check_promise(self, file: _SoundFile) -> None:
         log = file.extra_info
         for pattern, unknown in ((_SHORT_DATA, _UNKNOWN_32), (_SHORT_FILE, _UNKNOWN_64)):
             found = pattern.search(log)
@@ -249,7 +256,7 @@ class _SndfileStream:
                         "decoders read the first: split it, or join the sounds with sox"
                     )
 
-    def _go_to(self, number: int, start: int) -> soundfile.SoundFile:
+    def _go_to(self, number: int, start: int) -> _SoundFile:
         """The part at a sample; from its beginning where seeking is not exact or impossible."""
         file = self._open(number)
         if self._position == start:
@@ -269,9 +276,7 @@ class _SndfileStream:
             pass
         return file
 
-    def _read(
-        self, file: soundfile.SoundFile, num_frames: int
-    ) -> Iterator[npt.NDArray[np.float32]]:
+    def _read(self, file: _SoundFile, num_frames: int) -> Iterator[npt.NDArray[np.float32]]:
         missing = num_frames
         while missing > 0:
             block = file.read(min(missing, _BLOCK_FRAMES), dtype="float32", always_2d=True)
@@ -289,11 +294,11 @@ class _SndfileStream:
 @lru_cache(maxsize=1024)
 def _count_flac(path: Path, size: int, changed_ns: int) -> int:
     """As `_count_frames`; the size and time of change make a changed file another one."""
-    with soundfile.SoundFile(path) as file:
+    with _SoundFile(path) as file:
         return _count_frames(path, file)
 
 
-def _count_frames(sound: Sound, file: soundfile.SoundFile) -> int:
+def _count_frames(sound: Sound, file: _SoundFile) -> int:
     total = 0
     try:
         while frames := len(file.read(_BLOCK_FRAMES, dtype="int16", always_2d=True)):
