@@ -169,9 +169,13 @@ def test_flags_of_the_other_direction_are_refused(direction: str, flags: list[st
 
 
 def test_other_sound_and_other_models_are_refused(codec: Codec) -> None:
-    wav = make_wav(make_pcm(400), rate=8000)
-    with pytest.raises(ValueError, match="8000 Hz, 1 channels, 16 bits; a stream must be 16000"):
-        encode_stream(codec, io.BytesIO(wav), io.BytesIO(), None, 1)
+    wav = bytearray(make_wav(make_pcm(400)))
+    wav[20] = 0x11  # IMA ADPCM
+    with pytest.raises(ValueError, match="WAV of format 17 with 16 bits"):
+        encode_stream(codec, io.BytesIO(bytes(wav)), io.BytesIO(), None, 1)
+    wav = bytearray(make_wav(make_pcm(400), rate=1))
+    with pytest.raises(ValueError, match="1 channels at 1 Hz; needs 1 or more at 1000 to"):
+        encode_stream(codec, io.BytesIO(bytes(wav)), io.BytesIO(), None, 1)
     with pytest.raises(ValueError, match="no WAV that can be read"):
         encode_stream(codec, io.BytesIO(b"RIFF nonsense"), io.BytesIO(), None, 1)
     with pytest.raises(ValueError, match="another kind than WAV"):

@@ -366,8 +366,9 @@ def _sound_column(path: Path, schema: Any) -> tuple[str, str]:
 
     def is_bytes(kind: Any) -> bool:
         if pa.types.is_struct(kind):
-            index = kind.get_field_index("bytes")
-            return index >= 0 and is_bytes(kind.field(index).type)
+            fields = {kind.field(n).name: kind.field(n).type for n in range(kind.num_fields)}
+            has_path = "path" in fields and _is_text(fields["path"]) and "array" not in fields
+            return has_path or ("bytes" in fields and is_bytes(fields["bytes"]))
         return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
 
     def is_array(kind: Any) -> bool:

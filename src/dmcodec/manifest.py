@@ -5,6 +5,7 @@ read here, sound is not: whether a file exists and is sound shows when it is rea
 """
 
 import logging
+import os
 import re
 import unicodedata
 from collections import Counter
@@ -59,6 +60,15 @@ class Utterance(Record):
     licence: str | None = None
     source: str | None = None
 
+    @field_validator("id", "speaker", "corpus", "text", "licence", "source")
+    @classmethod
+    def _check_text(cls, value: str | None) -> str | None:
+        try:
+            (value or "").encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(f"holds half a character, {value!r:.60}: it is no text") from error
+        return value or None
+
     @field_validator("id")
     @classmethod
     def _check_id(cls, value: str) -> str:
@@ -80,11 +90,6 @@ class Utterance(Record):
                 "can be used"
             )
         return self.audio
-
-    @field_validator("speaker", "corpus", "text", "licence", "source")
-    @classmethod
-    def _empty_is_unknown(cls, value: str | None) -> str | None:
-        return value or None
 
 
 def is_manifest(path: Path) -> bool:
@@ -339,6 +344,10 @@ def _to_utterance(entry: Entry, path: Path, place: str) -> _Named:
             f"{place}: needs 'audio' (or 'audio_filepath'), the path of a sound file; another "
             "column that has it: --column audio=NAME"
         )
+    try:
+        os.fsencode(audio)
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{place}: {audio!r:.60} cannot be the name of a file") from error
     fields["audio"] = folder / audio
     for key, exact in (("duration_s", "num_samples"), ("offset", "start_samples")):
         seconds = fields.pop(key, None)

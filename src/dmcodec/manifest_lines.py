@@ -22,7 +22,8 @@ MAX_LINE = 1 << 24
 """Characters in a line of a list; a longer one is no list."""
 MAX_EXPANSION = 200
 """Times that a compressed list may grow; texts shrink to a twentieth."""
-_MIN_BOUND = 1 << 24  # bytes that any compressed file may grow to
+_MIN_BOUND = 1 << 20  # bytes that any compressed file may grow to
+_MAX_BLANK_LINES = 10_000  # one after another
 
 # What lists of published corpora call our keys; the first that has a value counts.
 COLUMNS: dict[str, tuple[str, ...]] = {
@@ -165,12 +166,15 @@ def open_list(path: Path) -> Iterator[Iterator[tuple[int, str]]]:
 
 
 def _lines(path: Path, raw: BinaryIO, limit: int) -> Iterator[tuple[int, str]]:
-    text, total = io.TextIOWrapper(raw, encoding="utf-8-sig", newline=""), 0
-    number = 0
+    text = io.TextIOWrapper(raw, encoding="utf-8-sig", newline="")
+    number = total = num_blank = 0
     while line := text.readline(MAX_LINE + 2):
         number += 1
         if len(line) > MAX_LINE:
             raise ValueError(f"{path}:{number}: a line of more than {MAX_LINE} characters")
+        num_blank = num_blank + 1 if line.isspace() else 0
+        if num_blank > _MAX_BLANK_LINES:
+            raise ValueError(f"{path}:{number}: {num_blank} blank lines: is it a list?")
         total += len(line)
         if total > limit:
             raise ValueError(

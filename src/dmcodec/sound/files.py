@@ -4,6 +4,7 @@ libsndfile decodes; what it takes on trust is checked here. What it does not kno
 """
 
 import io
+import os
 import re
 from collections.abc import Iterator
 from functools import lru_cache
@@ -169,7 +170,8 @@ class _SndfileStream:
         part = self._parts[number]
         is_whole = part == Part(0, part.end) and len(self._parts) == 1
         if is_whole and isinstance(self._sound, Path) and part.end == self._sound.stat().st_size:
-            opened = _Opened(_SoundFile(self._sound), None)
+            # As bytes, for names need not be UTF-8.
+            opened = _Opened(_SoundFile(os.fsencode(self._sound)), None)
         else:
             below = PartFile(open_bytes(self._sound), part)
             try:
@@ -294,7 +296,7 @@ class _SndfileStream:
 @lru_cache(maxsize=1024)
 def _count_flac(path: Path, size: int, changed_ns: int) -> int:
     """As `_count_frames`; the size and time of change make a changed file another one."""
-    with _SoundFile(path) as file:
+    with _SoundFile(os.fsencode(path)) as file:
         return _count_frames(path, file)
 
 

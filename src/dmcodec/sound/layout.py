@@ -88,7 +88,7 @@ def _end_of_file(file: BinaryIO, start: int, size: int) -> int:
     elif magic == b"caff":
         chunks = list(_chunks(file, start + 8, size, ">", has_long_sizes=True))
         ends = [position + length for _, position, length in chunks]
-        stated = next((end - start for end in ends if _begins(file, end, magic)), 0)
+        stated = next((e - start for e in ends if e < size and _begins(file, e, magic)), 0)
     if stated >= len(magic) and start + stated < size and _begins(file, start + stated, magic):
         return start + stated
     return size
