@@ -244,12 +244,11 @@ def test_long_cells_are_read_and_endless_lines_are_not(
         read_manifest(lines)
 
 
-@pytest.mark.parametrize("content", [b"\n" * 10**7, b" " * 10**8, b'{"audio": "a"}\n' * 10**6])
+@pytest.mark.parametrize("content", [b"\n" * 10**6, b" " * 10**8, b'{"audio": "a"}\n' * 10**5])
 def test_a_list_that_grows_without_measure_is_refused(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "m.jsonl.gz").write_bytes(gzip.compress(content))
-    with pytest.raises(
-        ValueError, match=r"m\.jsonl\.gz:\d+: (grows to more than|a line of more|10001 blank lines)"
-    ):
+    said = r"grows to more than|a line of more|10001 blank lines"
+    with pytest.raises(ValueError, match=rf"m\.jsonl\.gz:\d+: ({said})"):
         read_manifest(tmp_path / "m.jsonl.gz")
 
 

@@ -197,10 +197,18 @@ def write_audio(
     write_audio_blocks(path, [_check_waveform(waveform)], sample_rate)
 
 
-def dump_wav(waveform: npt.NDArray[np.floating], sample_rate: int, subtype: str = "FLOAT") -> bytes:
-    """A mono waveform `[T]` as the bytes of a WAV file, of float samples or "PCM_16"."""
+def dump_wav(waveform: npt.NDArray[np.floating], sample_rate: int) -> bytes:
+    """A mono waveform `[T]` as the bytes of a WAV file of floats: nothing is rounded."""
     buffer = io.BytesIO()
-    soundfile.write(buffer, _check_waveform(waveform), sample_rate, format="WAV", subtype=subtype)
+    soundfile.write(buffer, _check_waveform(waveform), sample_rate, format="WAV", subtype="FLOAT")
+    return buffer.getvalue()
+
+
+def dump_wav_16(waveform: npt.NDArray[np.floating], sample_rate: int) -> bytes:
+    """A mono waveform `[T]` as the bytes that `write_audio` writes into a WAV file."""
+    buffer = io.BytesIO()
+    integers = _to_int16(_check_waveform(waveform))
+    soundfile.write(buffer, integers, sample_rate, format="WAV", subtype="PCM_16")
     return buffer.getvalue()
 
 
@@ -211,7 +219,7 @@ def write_audio_blocks(
 
     When a block is refused, or asking for one raises, no file is left and an older one stays.
     """
-    path = Path(path)
+    path, sample_rate = Path(path), whole_rate(sample_rate)
     format_name = _WRITE_FORMATS.get(path.suffix.lower())
     if format_name is None:
         raise ValueError(f"{path}: can write .wav and .flac, not {path.suffix!r}")
@@ -227,8 +235,7 @@ def write_audio_blocks(
                 problem = find_problem(block) if block.size else None
                 if problem is not None:
                     raise ValueError(f"{path}: the waveform {problem}; not written")
-                integers = np.clip(np.round(block * 32768.0), -32768, 32767)
-                file.write(integers.astype(np.int16))
+                file.write(_to_int16(block))
         temporary.replace(path)
     except soundfile.LibsndfileError as error:
         raise OSError(f"{path}: cannot be written: {error.error_string}") from error
@@ -236,7 +243,7 @@ def write_audio_blocks(
         temporary.unlink(missing_ok=True)
 
 
-def resample(waveform: npt.NDArray[np.floating], from_rate: int, to_rate: int) -> Waveform:
+def resample(waveform: npt.NDArray[np.floating], from_rate: float, to_rate: float) -> Waveform:
     """The waveform `[T]` at another rate (soxr HQ): exactly `resampled_length` samples, float32.
 
     Sample 0 stays at time 0; outside its ends the waveform counts as silence.
@@ -290,8 +297,9 @@ def whole_rate(sample_rate: float) -> int:
     return int(sample_rate)
 
 
-def resampled_length(num_samples: int, from_rate: int, to_rate: int) -> int:
+def resampled_length(num_samples: int, from_rate: float, to_rate: float) -> int:
     """`ceil(num_samples * to_rate / from_rate)`: one sample stays at least one sample."""
+    from_rate, to_rate = whole_rate(from_rate), whole_rate(to_rate)
     if from_rate < 1 or to_rate < 1:
         raise ValueError(f"sample rates must be positive, got {from_rate} and {to_rate}")
     return -(-num_samples * to_rate // from_rate)
@@ -351,6 +359,11 @@ def check_samples(waveform: npt.ArrayLike) -> npt.NDArray[np.floating]:
             "(16-bit samples divided by 32768)"
         )
     return waveform
+
+
+def _to_int16(waveform: npt.NDArray[np.floating]) -> npt.NDArray[np.int16]:
+    """The nearest 16-bit samples; those beyond full scale are clipped."""
+    return np.clip(np.round(waveform * 32768.0), -32768, 32767).astype(np.int16)
 
 
 def _check_waveform(waveform: npt.NDArray[np.floating]) -> Waveform:

@@ -73,7 +73,9 @@ class Utterance(Record):
     @classmethod
     def _check_id(cls, value: str) -> str:
         parts = value.split("/")
-        has_control = any(unicodedata.category(char) == "Cc" for char in value)
+        has_control = not value.isprintable() and any(
+            unicodedata.category(char) == "Cc" for char in value
+        )
         if "" in parts or "." in parts or ".." in parts or has_control:
             raise ValueError(
                 f"an id names output files, so it may not be absolute, hold '.' or '..' as a "
@@ -144,12 +146,14 @@ def read_manifests(
     used = Columns(columns)
     for path in map(Path, paths):
         num_before = len(found)
+        folder = path if path.is_dir() else path.parent
+        inside = tuple(_printable(part) for part in reversed(folder.absolute().parts[1:]))
         try:
             for place, entry in _read_entries(path, used):
                 try:
                     if isinstance(entry, ValueError):
                         raise entry
-                    found.append((place, _to_utterance(entry, path, place)))
+                    found.append((place, _to_utterance(entry, folder, inside, place)))
                 except ValueError as error:
                     _report(error, on_problem)
             if len(found) == num_before:
@@ -334,10 +338,9 @@ def _move(entry: Entry, inside: str) -> Entry:
     return {"name": entry.get("name", audio), **entry, "audio": f"{inside}/{audio}"}
 
 
-def _to_utterance(entry: Entry, path: Path, place: str) -> _Named:
-    """One checked utterance; relative sound paths start at the folder `path` or that of `path`."""
+def _to_utterance(entry: Entry, folder: Path, inside: tuple[str, ...], place: str) -> _Named:
+    """One checked utterance; `folder` is where relative sound paths start, as parts in `inside`."""
     fields = dict(entry)
-    folder = path if path.is_dir() else path.parent
     audio, name = fields.get("audio"), fields.pop("name", None)
     if not isinstance(audio, str) or not audio:
         raise ValueError(
@@ -358,11 +361,9 @@ def _to_utterance(entry: Entry, path: Path, place: str) -> _Named:
         except (TypeError, ValueError, OverflowError) as error:
             raise ValueError(f"{place}: {key.removesuffix('_s')}: {error}") from error
     names: tuple[str, ...] = ()
-    inside: tuple[str, ...] = ()
     if fields.get("id") is None:
         names = _names(name or audio, fields)
         fields["id"] = names[0]
-        inside = tuple(_printable(part) for part in reversed(folder.absolute().parts[1:]))
     try:
         return _Named(Utterance.model_validate(fields), names, inside)
     except ValidationError as error:
@@ -389,6 +390,8 @@ def _names(audio: str, fields: Entry) -> tuple[str, str]:
 
 def _printable(name: str) -> str:
     """Bytes of a file name that are not UTF-8, and control characters, as %XX."""
+    if name.isprintable():
+        return name
     name = re.sub("[\udc80-\udcff]", lambda found: f"%{ord(found[0]) - 0xDC00:02X}", name)
     return "".join(
         f"%{ord(char):02X}" if unicodedata.category(char) == "Cc" else char for char in name

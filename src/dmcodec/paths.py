@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from dmcodec.audio import find_audio_files
-from dmcodec.sound.folders import walk
+from dmcodec.sound.folders import find_files
 
 
 def find_inputs(
@@ -24,14 +24,7 @@ def find_inputs(
         if not path.is_dir():
             found.append(path)
             continue
-        if suffixes is None:
-            inside = find_audio_files(path)
-        else:
-            inside = sorted(
-                p
-                for p, problem in walk(path)
-                if p.suffix in suffixes and p.name[0] != "." and problem is None
-            )
+        inside = find_audio_files(path) if suffixes is None else find_files(path, suffixes)
         if not inside:
             on_problem(f"folder {path} holds no file to work on")
         found += inside

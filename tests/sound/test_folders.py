@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from dmcodec.sound.folders import find_audio_files
+from dmcodec.sound.folders import find_audio_files, find_files
 
 
 def make(folder: Path, *names: str) -> None:
@@ -37,7 +37,7 @@ def test_links_are_followed_once_and_those_that_lead_nowhere_are_named(
     )
     (record,) = caplog.records
     assert record.levelno == logging.WARNING
-    assert "4 sound files" in record.getMessage()
+    assert "4 files" in record.getMessage()
     assert "1 (a link that leads nowhere: gone.wav)" in record.getMessage()
     assert "2 (a folder that was read already: " in record.getMessage()
 
@@ -60,7 +60,7 @@ def test_what_is_left_out_is_counted_and_named(
 
     message = caplog.records[0].getMessage()
     assert "1 (need pip install 'dmcodec[media]': m.m4a)" in message
-    assert "7 (no sound by its suffix: t0.txt, t1.txt, t2.txt, t3.txt, t4.txt, ...)" in message
+    assert "7 (another suffix: t0.txt, t1.txt, t2.txt, t3.txt, t4.txt, ...)" in message
     assert "1 (hidden: .hidden.wav)" in message
     assert "1 (no file: pipe.wav)" in message
 
@@ -71,3 +71,12 @@ def test_nothing_is_said_of_a_folder_that_is_read_whole(
     make(tmp_path, "a.wav", "b/c.flac")
     found(tmp_path)
     assert caplog.records == []
+
+
+def test_folders_of_codes_say_what_is_left_out_too(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    make(tmp_path, "a.dmc", "b.DMC", "c.wav")
+    (tmp_path / "gone.dmc").symlink_to(tmp_path / "nowhere")
+    assert [path.name for path in find_files(tmp_path, [".dmc"])] == ["a.dmc", "b.DMC"]
+    assert "1 (a link that leads nowhere: gone.dmc); 1 (another suffix: c.wav)" in caplog.text

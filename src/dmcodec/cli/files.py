@@ -160,9 +160,9 @@ def _write_wav(sink: BinaryIO, blocks: "Iterator[Waveform]", sample_rate: int) -
     """Sound as a 16-bit WAV file, whole, so that its header knows its size."""
     import numpy as np
 
-    from dmcodec.audio import dump_wav
+    from dmcodec.audio import dump_wav_16
 
-    sink.write(dump_wav(np.concatenate(list(blocks)), sample_rate, "PCM_16"))
+    sink.write(dump_wav_16(np.concatenate(list(blocks)), sample_rate))
     sink.flush()
 
 

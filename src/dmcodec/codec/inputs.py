@@ -15,7 +15,7 @@ Audio = str | Path | bytes | bytearray | memoryview | IO[bytes] | np.ndarray | T
 
 
 def to_waveforms(
-    audio: Audio | Sequence[Audio], given_rate: int | None, sample_rate: int
+    audio: Audio | Sequence[Audio], given_rate: float | None, sample_rate: int
 ) -> list[Tensor]:
     """All waveforms in `audio` as float32 tensors [T] at `sample_rate`.
 

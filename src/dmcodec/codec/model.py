@@ -168,7 +168,7 @@ class Codec(nn.Module):
         audio: Audio | Sequence[Audio],
         *,
         num_codebooks: int | None = None,
-        sample_rate: int | None = None,
+        sample_rate: float | None = None,
     ) -> Encoded:
         """Codes of one or several waveforms; each gets the codes that it gets alone.
 

@@ -3,7 +3,7 @@
 import importlib.util
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from dmcodec.sound.files import AUDIO_SUFFIXES
@@ -11,37 +11,49 @@ from dmcodec.sound.media import MEDIA_SUFFIXES
 
 logger = logging.getLogger(__name__)
 
+_OTHER = "another suffix"
 _NAMED = 5  # files of each kind that the line about them names
 
 
 def find_audio_files(folder: Path | str) -> list[Path]:
-    """Every sound file below `folder`, by its suffix, sorted by path; links are followed once.
+    """Every sound file below `folder`, by its suffix, sorted by path; as `find_files` finds them.
 
-    The suffixes are `AUDIO_SUFFIXES`, and those of media files where PyAV is there. Hidden files
-    (names beginning with a dot) are left out: other systems leave such files with sound-file
-    suffixes and no sound. One warning counts and names what is left out: links that lead nowhere,
-    media files without PyAV, folders that cannot be read or were there before, other files.
+    The suffixes are `AUDIO_SUFFIXES`, and those of media files where PyAV is there. Returns an
+    empty list when there is none.
+    """
+    has_media = importlib.util.find_spec("av") is not None
+    suffixes = AUDIO_SUFFIXES + (MEDIA_SUFFIXES if has_media else ())
+    needs = {} if has_media else dict.fromkeys(MEDIA_SUFFIXES, "need pip install 'dmcodec[media]'")
+    return find_files(folder, suffixes, needs)
 
-    Returns an empty list when there is none.
+
+def find_files(
+    folder: Path | str, suffixes: Sequence[str], needs: Mapping[str, str] | None = None
+) -> list[Path]:
+    """Every file below `folder` with one of the suffixes, sorted by path; links are followed once.
+
+    Hidden files (names beginning with a dot) are left out: other systems leave such files with
+    sound-file suffixes and no sound. One warning counts and names what is left out: links that lead
+    nowhere, folders that cannot be read or were there before, files of other suffixes (`needs` has
+    the reasons of some).
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: no such folder")
-    has_media = importlib.util.find_spec("av") is not None
     found: list[Path] = []
     left_out: dict[str, list[str]] = {}
     for path, problem in walk(folder):
-        suffix, name = path.suffix.lower(), str(path.relative_to(folder))
+        suffix = path.suffix.lower()
         if problem is None and path.name[0] == ".":
             problem = "hidden"
-        if problem is None and suffix in AUDIO_SUFFIXES + (MEDIA_SUFFIXES if has_media else ()):
+        if problem is None and suffix in suffixes:
             found.append(path)
-        elif problem is None and suffix in MEDIA_SUFFIXES:
-            left_out.setdefault("need pip install 'dmcodec[media]'", []).append(name)
         else:
-            left_out.setdefault(problem or "no sound by its suffix", []).append(name)
-    if left_out:
-        logger.warning("%s: %d sound files; left out: %s", folder, len(found), _say(left_out))
+            reason = problem or (needs or {}).get(suffix, _OTHER)
+            left_out.setdefault(reason, []).append(str(path.relative_to(folder)))
+    # Of a folder with other files alone the caller says that it is empty.
+    if left_out and (found or set(left_out) != {_OTHER}):
+        logger.warning("%s: %d files; left out: %s", folder, len(found), _say(left_out))
     return sorted(found)
 
 

@@ -74,7 +74,10 @@ class MediaStream:
     def _frames(self) -> Iterator[Any]:
         import av
 
-        with self._open_bytes() as file, av.open(file, "r", options=_OPTIONS) as container:
+        with (
+            self._open_bytes() as file,
+            av.open(file, "r", options=_OPTIONS, metadata_errors="replace") as container,
+        ):
             track = container.streams.audio[0]
             num_packets = 0
             try:

@@ -56,7 +56,7 @@ class PartFile(io.RawIOBase):
     def readinto(self, buffer: "bytearray | memoryview") -> int:  # type: ignore[override]
         """As of any file; fewer bytes only at the end."""
         if self._position >= max(self._size, self._claimed_size - _TAG_BYTES):
-            length = min(len(buffer), self._claimed_size - self._position)
+            length = max(0, min(len(buffer), self._claimed_size - self._position))
             buffer[:length] = bytes(length)
             self._position += length
             return length
