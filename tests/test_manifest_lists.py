@@ -98,6 +98,8 @@ def test_columns_of_other_names_are_given(sounds: list[Path], tmp_path: Path) ->
     (utterance,) = read_manifests([table], columns=columns)
 
     assert (utterance.text, utterance.audio) == ("hallo", sounds[0])
+    plain = write(tmp_path / "plain.jsonl", {"audio": "y.wav", "text": "ja"})
+    assert [u.text for u in read_manifests([plain, table], columns=columns)] == ["ja", "hallo"]
     with pytest.raises(ValueError, match=r"m\.csv: has no column wrt; there are clip, wort, "):
         read_manifests([table], columns={"audio": "clip", "text": "wrt"})
     with pytest.raises(ValueError, match="there is no key txt to give a column to; there are id"):

@@ -1,7 +1,7 @@
 """Lists of utterances: folders, text lists of many kinds, tables and tars; speaker splits.
 
-The formats are in manifest_formats.py, manifest_lhotse.py and manifest_containers.py. Manifests are
-read here, sound is not: whether a file exists and is sound shows when it is read.
+Which formats there are is known to manifest_kinds.py. Manifests are read here, sound is not:
+whether a file exists and is sound shows when it is read.
 """
 
 import logging
@@ -16,20 +16,10 @@ from typing import NamedTuple
 import numpy as np
 from pydantic import Field, ValidationError, field_validator
 
-from dmcodec.audio import find_audio_files, seconds_to_samples
+from dmcodec.audio import seconds_to_samples
 from dmcodec.config import Record
-from dmcodec.containers import TABLE_SUFFIXES, TAR_SUFFIXES
-from dmcodec.manifest_containers import list_saved_dataset, list_splits, read_table, read_tar
-from dmcodec.manifest_formats import (
-    Entries,
-    has_audio_column,
-    read_jsonl,
-    read_kaldi,
-    read_table_of_lines,
-)
-from dmcodec.manifest_lhotse import list_shar
-from dmcodec.manifest_lines import COMPRESSIONS, Columns, Entry
-from dmcodec.sound.folders import walk
+from dmcodec.manifest_kinds import read_entries
+from dmcodec.manifest_lines import Columns, Entry
 
 logger = logging.getLogger(__name__)
 
@@ -94,14 +84,6 @@ class Utterance(Record):
         return self.audio
 
 
-def is_manifest(path: Path) -> bool:
-    """Whether a file is a list of utterances or a container of many, by its name."""
-    name = path.name.lower()
-    for compression in COMPRESSIONS:
-        name = name.removesuffix(compression)
-    return name.endswith(MANIFEST_SUFFIXES) and not path.is_dir()
-
-
 def read_manifest(path: Path | str) -> list[Utterance]:
     """The utterances of a folder or file, in its order; `read_manifests` of one."""
     return read_manifests([Path(path)])
@@ -149,7 +131,7 @@ def read_manifests(
         folder = path if path.is_dir() else path.parent
         inside = tuple(_printable(part) for part in reversed(folder.absolute().parts[1:]))
         try:
-            for place, entry in _read_entries(path, used):
+            for place, entry in read_entries(path, used):
                 try:
                     if isinstance(entry, ValueError):
                         raise entry
@@ -158,10 +140,10 @@ def read_manifests(
                     _report(error, on_problem)
             if len(found) == num_before:
                 raise ValueError(f"{path}: holds no utterances")
-            if used.missing is not None:
-                raise ValueError(f"{path}: {used.missing}")
         except (ValueError, OSError) as error:
             _report(error, on_problem)
+    if found and used.missing is not None:
+        raise ValueError(f"{', '.join(map(str, paths))}: {used.missing}")
     if used.ignored:
         logger.warning("not used: %s (--column text=NAME reads one)", ", ".join(used.ignored))
     return _with_unique_ids(found, on_problem)
@@ -275,69 +257,6 @@ def _with_unique_ids(
     return utterances
 
 
-def _read_entries(path: Path, columns: Columns) -> Entries:
-    """Each entry, or what is wrong with it, with its place ("file:line")."""
-    if path.is_dir():
-        yield from _read_folder(path, columns)
-        return
-    if not path.exists():
-        raise FileNotFoundError(f"{path}: no such manifest")
-    name = path.name.lower()
-    if name.endswith(TAR_SUFFIXES):
-        yield from read_tar(path, columns)
-        return
-    if name.endswith(TABLE_SUFFIXES):
-        yield from read_table(path, columns)
-        return
-    for compression in COMPRESSIONS:
-        name = name.removesuffix(compression)
-    suffix = PurePosixPath(name).suffix
-    if suffix not in _READERS:
-        raise ValueError(
-            f"{path}: a manifest is a folder or a file {', '.join(sorted(MANIFEST_SUFFIXES))}"
-        )
-    yield from _READERS[suffix](path, columns)
-
-
-def _read_folder(folder: Path, columns: Columns) -> Entries:
-    splits = list_splits(folder)
-    if splits:
-        names = ", ".join(str(folder / split) for split in splits)
-        raise ValueError(f"{folder}: is a saved DatasetDict; name its splits: {names}")
-    lists = list_saved_dataset(folder) or list_shar(folder) or _find_lists(folder)
-    sounds = [] if lists else find_audio_files(folder)
-    if not lists and not sounds:
-        files = [path for path, problem in walk(folder) if problem is None and path.name[0] != "."]
-        for suffixes in (TABLE_SUFFIXES, TAR_SUFFIXES):
-            lists = lists or sorted(p for p in files if p.name.lower().endswith(suffixes))
-    for path in lists:
-        for place, entry in _read_entries(path, columns):
-            if isinstance(entry, dict):  # paths start at the list's folder, not at this one
-                inside = path.parent.relative_to(folder).as_posix()
-                entry = _move(entry, inside)
-            yield place, entry
-    for audio in sounds:
-        yield str(audio), {"audio": audio.relative_to(folder).as_posix()}
-
-
-def _find_lists(folder: Path) -> list[Path]:
-    """Lists that say what the sound files of a folder are: Hugging Face, LJSpeech, Kaldi."""
-    if (folder / "wav.scp").is_file():
-        return [folder / "wav.scp"]
-    inside = [path for path in sorted(folder.iterdir()) if path.is_dir()]
-    names = ("metadata.jsonl", "metadata.csv")
-    found = [here / name for here in (folder, *inside) for name in names]
-    return [path for path in found if path.is_file() and has_audio_column(path)]
-
-
-def _move(entry: Entry, inside: str) -> Entry:
-    """An entry of a list in a folder `inside` the one that paths now start at."""
-    audio = entry.get("audio")
-    if inside == "." or not isinstance(audio, str):
-        return entry
-    return {"name": entry.get("name", audio), **entry, "audio": f"{inside}/{audio}"}
-
-
 def _to_utterance(entry: Entry, folder: Path, inside: tuple[str, ...], place: str) -> _Named:
     """One checked utterance; `folder` is where relative sound paths start, as parts in `inside`."""
     fields = dict(entry)
@@ -396,15 +315,3 @@ def _printable(name: str) -> str:
     return "".join(
         f"%{ord(char):02X}" if unicodedata.category(char) == "Cc" else char for char in name
     )
-
-
-_READERS = {
-    ".jsonl": read_jsonl,
-    ".json": read_jsonl,
-    ".scp": read_kaldi,
-    ".tsv": read_table_of_lines,
-    ".csv": read_table_of_lines,
-    ".txt": read_table_of_lines,
-}
-MANIFEST_SUFFIXES = (*_READERS, *TABLE_SUFFIXES, *TAR_SUFFIXES)
-"""Of the files that are lists of utterances; text lists may be compressed."""

@@ -2,9 +2,10 @@
 
 from pathlib import Path, PurePosixPath
 
-from dmcodec.containers import list_table, list_tar
+from dmcodec.containers import list_tar
 from dmcodec.manifest_formats import Entries
 from dmcodec.manifest_lines import Columns, Entry, parse_object
+from dmcodec.tables import list_table
 
 _ABOUT = ("id", "text", "speaker")
 

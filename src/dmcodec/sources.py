@@ -1,6 +1,7 @@
 """The waveform of an utterance: from a sound file, a segment of one, or a container of many.
 
-What utterances there are is known to manifest.py, what is in a container to containers.py.
+What utterances there are is known to manifest.py, what is in a container to containers.py and
+tables.py.
 """
 
 from collections.abc import Iterator
@@ -16,13 +17,9 @@ from dmcodec.audio import (
     read_audio,
     read_parts,
 )
-from dmcodec.containers import (
-    TABLE_SUFFIXES,
-    read_ark_sound,
-    read_table_sound,
-    read_tar_sound,
-)
+from dmcodec.containers import read_ark_sound, read_tar_sound
 from dmcodec.manifest import Utterance
+from dmcodec.tables import TABLE_SUFFIXES, read_table_sound
 
 # A manifest's seconds with two decimals may end a segment so much after its file.
 _SEGMENT_TOLERANCE_S = 0.01
