@@ -216,6 +216,8 @@ class _Named(NamedTuple):
 
     def id_at(self, level: int) -> str | None:
         """The id of a level of detail; None when there is no further one."""
+        if not self.names:
+            return None
         if level < len(self.names):
             return self.names[level]
         depth = level - len(self.names) + 1
