@@ -68,7 +68,7 @@ def test_common_voice_keeps_text_and_speaker(
 
 @pytest.mark.parametrize("kind", ["jsonl", "csv"])
 def test_hugging_face_folder_is_read_by_its_metadata(
-    kind: str, sounds: list[Path], tmp_path: Path
+    kind: str, sounds: list[Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     rows = [
         {"file_name": "x0.wav", "transcription": "a, b", "speaker_id": 7},
@@ -84,6 +84,8 @@ def test_hugging_face_folder_is_read_by_its_metadata(
         utterances = read_manifest(folder)
         assert about(utterances) == [("x0", "a, b", "7"), ("x2", "c", "8")]
         check_sounds(utterances, [sounds[0], sounds[2]])
+        assert "1 sound files are in no metadata list and left out: " in caplog.text
+        assert any(message.endswith("x1.wav") for message in caplog.messages)
 
 
 def test_metadata_of_something_else_hides_no_sound(sounds: list[Path], tmp_path: Path) -> None:

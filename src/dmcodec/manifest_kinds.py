@@ -1,5 +1,6 @@
 """Which reader a list or a folder needs, by its name and by what is in it."""
 
+import logging
 from pathlib import Path, PurePosixPath
 
 from dmcodec.audio import find_audio_files
@@ -16,6 +17,8 @@ from dmcodec.manifest_lhotse import list_shar
 from dmcodec.manifest_lines import COMPRESSIONS, Columns, Entry
 from dmcodec.sound.folders import walk
 from dmcodec.tables import TABLE_SUFFIXES
+
+logger = logging.getLogger(__name__)
 
 _READERS = {
     ".jsonl": read_jsonl,
@@ -72,12 +75,24 @@ def _read_folder(folder: Path, columns: Columns) -> Entries:
         files = [path for path, problem in walk(folder) if problem is None and path.name[0] != "."]
         for suffixes in (TABLE_SUFFIXES, TAR_SUFFIXES):
             lists = lists or sorted(p for p in files if p.name.lower().endswith(suffixes))
+    listed: set[Path] = set()
     for path in lists:
         for place, entry in read_entries(path, columns):
             if isinstance(entry, dict):  # paths start at the list's folder, not at this one
                 inside = path.parent.relative_to(folder).as_posix()
                 entry = _move(entry, inside)
+                listed.add(folder / str(entry.get("audio")))
             yield place, entry
+    if lists and lists[0].name.startswith("metadata."):
+        unlisted = [path for path in find_audio_files(folder) if path not in listed]
+        if unlisted:
+            logger.warning(
+                "%s: %d sound files are in no metadata list and left out: %s%s",
+                folder,
+                len(unlisted),
+                ", ".join(str(path.relative_to(folder)) for path in unlisted[:5]),
+                ", ..." if len(unlisted) > 5 else "",
+            )
     for audio in sounds:
         yield str(audio), {"audio": audio.relative_to(folder).as_posix()}
 
