@@ -140,6 +140,12 @@ def test_wav_of_unknown_size_goes_on_to_the_end() -> None:
     assert sum(map(len, _read_sound(io.BytesIO(known), RATE, 320))) == 1_000
 
 
+def test_wav_that_ends_too_early_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    data = make_wav(make_pcm(1_000))
+    assert sum(map(len, _read_sound(io.BytesIO(data[:-300]), RATE, 320))) == 850
+    assert "stdin ended 300 bytes of sound before its header says" in caplog.text
+
+
 def test_samples_that_are_no_sound_end_a_stream() -> None:
     data = io.BytesIO()
     loud = np.full(1_000, 3_000.0, np.float32)

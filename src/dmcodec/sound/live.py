@@ -3,6 +3,7 @@
 Reference: Microsoft, "Multiple Channel Audio Data and WAVE Files" (WAVE_FORMAT_EXTENSIBLE).
 """
 
+import logging
 import struct
 from collections.abc import Callable, Iterator
 from typing import BinaryIO, NamedTuple
@@ -11,6 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from dmcodec.sound.files import MAX_RATE, MIN_RATE
+
+logger = logging.getLogger(__name__)
 
 _PCM, _FLOAT, _EXTENSIBLE = 1, 3, 0xFFFE
 # The rest of the name of a sub-format whose first two bytes are the format.
@@ -72,6 +75,8 @@ class LiveSound:
             yield _to_mono(data[: len(data) // layout.frame_bytes * layout.frame_bytes], layout)
             if len(data) < size:
                 break
+        if left:
+            logger.warning("stdin ended %d bytes of sound before its header says", left)
         while self._source.read(1 << 16):  # so that the program before does not fail
             pass
 
