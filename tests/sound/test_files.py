@@ -246,6 +246,20 @@ def test_joined_wav_files_of_unknown_size_are_both_read() -> None:
     assert len(read(data + data)) == 10_000
 
 
+def test_size_of_a_large_file_is_taken_at_its_word(tmp_path: Path) -> None:
+    """3 GB of silence (a hole in the file) with a note behind them, which is no sound."""
+    head = bytearray(make_file("WAV", "PCM_16", np.zeros(1, np.float32)))[:44]
+    num_bytes, note = 3_000_000_000, b"LIST" + struct.pack("<I", 4) + b"INFO"
+    head[4:8] = struct.pack("<I", 36 + num_bytes + len(note))
+    head[40:44] = struct.pack("<I", num_bytes)
+    with (tmp_path / "x.wav").open("wb") as file:
+        file.write(head)
+        file.seek(44 + num_bytes)
+        file.write(note)
+
+    assert audio_info(tmp_path / "x.wav").num_samples == num_bytes // 2
+
+
 def test_wav_file_that_is_truly_empty_is_refused() -> None:
     data = make_file("WAV", "PCM_16", make_waveform(100))
     start = data.index(b"data") + 4

@@ -116,7 +116,8 @@ def _mend(file: BinaryIO, start: int, end: int, name: str) -> Part:
         header = magic + file.read(20)
         if len(header) == 24:
             offset, length = struct.unpack(">II", header[4:12])
-            is_unknown = length == 0 or length >= _UNKNOWN_32
+            is_beyond = length >= _UNKNOWN_32 and start + offset + length > end
+            is_unknown = length == 0 or is_beyond
             if is_unknown and start + offset < end:
                 mended = header[:8] + b"\xff\xff\xff\xff" + header[12:]
                 return Part(start + 24, end, mended)
@@ -146,7 +147,8 @@ def _is_unknown_wav(file: BinaryIO, start: int, end: int) -> bool:
     for name, position, length in _chunks(file, start + 12, end, "<"):
         if name == b"data":
             is_open = riff_end <= position or riff_end >= start + _UNKNOWN_32
-            return is_open and (length == 0 or length >= _UNKNOWN_32) and position < end
+            is_beyond = length >= _UNKNOWN_32 and position + length > end
+            return is_open and (length == 0 or is_beyond) and position < end
     return False
 
 
