@@ -29,7 +29,7 @@ $(VENV)/.ready-for-demo: $(VENV)/.torch pyproject.toml Makefile
 	touch $@
 
 $(VENV)/.ready-for-tests: $(VENV)/.torch pyproject.toml Makefile
-	$(PIP) -e '.[metrics,train,teachers,data,eval,export,dev]'
+	$(PIP) -e '.[metrics,train,teachers,data,media,eval,export,dev]'
 	touch $@
 
 clean:

@@ -1,6 +1,10 @@
 """The command line as users meet it: results, exit codes, and one clear sentence for errors."""
 
+import os
 import shutil
+import subprocess
+import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +14,8 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from dmcodec import cli
-from dmcodec.audio import AudioError, audio_info, read_audio, write_audio
-from dmcodec.cli.options import describe
+from dmcodec.audio import AudioError, SoundBytes, audio_info, read_audio, write_audio
+from dmcodec.cli.options import CommandError, describe
 from dmcodec.codec.model import Codec, CodecConfig
 from dmcodec.codec.quantizer import QuantizerConfig
 from dmcodec.codec.seanet import SEANetConfig
@@ -314,3 +318,71 @@ def test_misspelt_flags_are_errors() -> None:
     result = run("encode", "x.wav", "--num-codebook", 2)
     assert result.exit_code == 2
     assert "No such option" in result.output
+
+
+def test_pipes_go_in_and_out(model: Path, tmp_path: Path) -> None:
+    program = [sys.executable, "-m", "dmcodec.cli"]
+    options = ["--model", str(model)]
+    encoded = subprocess.run(
+        [*program, "encode", "-", *options],
+        input=EXAMPLE.read_bytes(),
+        capture_output=True,
+        check=True,
+    ).stdout
+    run("encode", EXAMPLE, "-o", tmp_path, "--model", model)
+    assert encoded == (tmp_path / "4077-13754-0000.dmc").read_bytes()
+
+    sound = subprocess.run(
+        [*program, "decode", "-", *options], input=encoded, capture_output=True, check=True
+    ).stdout
+    run("decode", tmp_path / "4077-13754-0000.dmc", "--model", model)
+    assert len(sound) == 44 + 2 * 76_480
+    np.testing.assert_array_equal(
+        read_audio(SoundBytes("stdout", sound)), read_audio(tmp_path / "4077-13754-0000.wav")
+    )
+
+
+def test_named_pipes_are_files(model: Path, tmp_path: Path) -> None:
+    run("encode", EXAMPLE, "-o", tmp_path / "expected", "--model", model)
+    (expected,) = (tmp_path / "expected").iterdir()
+    for command, source, suffix in (("encode", EXAMPLE, ".dmc"), ("decode", expected, ".wav")):
+        pipe = tmp_path / "pipe"
+        os.mkfifo(pipe)
+        writer = threading.Thread(target=pipe.write_bytes, args=(source.read_bytes(),))
+        writer.start()
+        result = run(command, pipe, "-o", tmp_path / "out", "--model", model)
+        writer.join()
+        assert result.exit_code == 0, result.output
+        pipe.unlink()
+        assert (tmp_path / "out" / f"pipe{suffix}").is_file()
+    assert (tmp_path / "out" / "pipe.dmc").read_bytes() == expected.read_bytes()
+
+
+@pytest.mark.parametrize("arguments", [("-", "x.wav"), ("-", "-o", "out")])
+def test_stdin_goes_with_nothing_else(arguments: tuple[str, ...]) -> None:
+    for command in ("encode", "decode"):
+        result = run(command, *arguments)
+        assert isinstance(result.exception, CommandError)
+        assert "- reads stdin and writes stdout" in str(result.exception)
+
+
+def test_one_empty_folder_ends_no_batch(model: Path, speech: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    for command in ("encode", "reconstruct"):
+        result = run(command, tmp_path / "empty", speech, "--model", model)
+        assert result.exit_code == 1
+        assert f"folder {tmp_path / 'empty'} holds no file to work on" in result.output
+        assert "3 done, 1 failed" in result.output
+
+
+def test_reconstruct_lists_bad_lines_and_takes_columns(
+    model: Path, speech: Path, tmp_path: Path
+) -> None:
+    table = tmp_path / "list.csv"
+    table.write_text(f"clip,id\n{speech / 'a.1.wav'},one\nx\n")
+    result = run("reconstruct", table, "--column", "audio=clip", "--model", model)
+    assert result.exit_code == 1
+    assert "list.csv:3: has another number of columns" in result.output
+    assert "1 done, 1 failed" in result.output
+    wrong = run("reconstruct", table, "--column", "clip", "--model", model)
+    assert "--column 'clip' is not KEY=NAME" in str(wrong.exception)

@@ -11,12 +11,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 from typer.testing import CliRunner
 
+from dmcodec.audio import SoundBytes, read_audio
 from dmcodec.cli import app
 from dmcodec.cli.options import CommandError
-from dmcodec.cli.streams import decode_stream, encode_stream
+from dmcodec.cli.streams import _read_sound, decode_stream, encode_stream
 from dmcodec.codec.model import Codec, CodecConfig
 from dmcodec.codec.quantizer import QuantizerConfig
 from dmcodec.codec.seanet import SEANetConfig
@@ -87,6 +89,69 @@ def test_raw_sound_gives_the_packets_of_wav_and_wav_comes_back(codec: Codec) -> 
     with wave.open(sound) as file:
         assert (file.getframerate(), file.getnchannels(), file.getsampwidth()) == (RATE, 1, 2)
         assert len(file.readframes(10**6)) == 4000
+
+
+def make_any_wav(subtype: str, rate: int, channels: int) -> bytes:
+    """Of the subtype; float and 24 bits as WAVE_FORMAT_EXTENSIBLE, as sox and ffmpeg write them."""
+    noise = np.random.default_rng(2).standard_normal((rate // 4, channels)) * 0.05
+    data = io.BytesIO()
+    soundfile.write(data, noise, rate, format="WAVEX", subtype=subtype)
+    return data.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("subtype", "rate", "channels"),
+    [
+        ("PCM_16", RATE, 1),
+        ("PCM_24", RATE, 1),
+        ("PCM_32", RATE, 2),
+        ("PCM_U8", 8_000, 1),
+        ("FLOAT", 44_100, 2),
+        ("DOUBLE", 48_000, 1),
+    ],
+)
+def test_every_wav_is_the_sound_that_its_file_is(
+    codec: Codec, subtype: str, rate: int, channels: int
+) -> None:
+    data = make_any_wav(subtype, rate, channels)
+    waveform = read_audio(SoundBytes("x", data))
+
+    chunks = list(_read_sound(io.BytesIO(data), RATE, 320))
+
+    assert [len(chunk) for chunk in chunks[:-1]] == [320] * (len(chunks) - 1)
+    assert len(chunks[-1]) < 320
+    np.testing.assert_allclose(np.concatenate(chunks), waveform, atol=2e-6)
+    packets = io.BytesIO()
+    encode_stream(codec, io.BytesIO(data), packets, None, 1)
+    reader, codes = PacketReader(io.BytesIO(packets.getvalue())), []
+    while (packet := reader.read()) is not None:
+        codes.append(packet.codes)
+    frames = np.concatenate(codes, axis=1)
+    assert frames.shape[1] == -(-len(waveform) // 320)
+    assert (frames == codec.encode(waveform).codes[0].numpy()).mean() > 0.99
+
+
+def test_wav_of_unknown_size_goes_on_to_the_end() -> None:
+    data = bytearray(make_wav(make_pcm(1_000)))
+    for size in (0, 0xFFFFFFFF):
+        data[40:44] = size.to_bytes(4, "little")
+        assert sum(map(len, _read_sound(io.BytesIO(bytes(data)), RATE, 320))) == 1_000
+    known = make_wav(make_pcm(1_000)) + b"LIST" + bytes(500)
+    assert sum(map(len, _read_sound(io.BytesIO(known), RATE, 320))) == 1_000
+
+
+def test_wav_that_ends_too_early_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    data = make_wav(make_pcm(1_000))
+    assert sum(map(len, _read_sound(io.BytesIO(data[:-300]), RATE, 320))) == 850
+    assert "stdin ended 300 bytes of sound before its header says" in caplog.text
+
+
+def test_samples_that_are_no_sound_end_a_stream() -> None:
+    data = io.BytesIO()
+    loud = np.full(1_000, 3_000.0, np.float32)
+    soundfile.write(data, loud, RATE, format="WAV", subtype="FLOAT")
+    with pytest.raises(ValueError, match="stdin has samples up to 3000, where full scale is 1"):
+        list(_read_sound(io.BytesIO(data.getvalue()), RATE, 320))
 
 
 def test_a_packet_leaves_as_soon_as_its_frame_is_there(codec: Codec, tmp_path: Path) -> None:
@@ -169,9 +234,13 @@ def test_flags_of_the_other_direction_are_refused(direction: str, flags: list[st
 
 
 def test_other_sound_and_other_models_are_refused(codec: Codec) -> None:
-    wav = make_wav(make_pcm(400), rate=8000)
-    with pytest.raises(ValueError, match="8000 Hz, 1 channels, 16 bits; a stream must be 16000"):
-        encode_stream(codec, io.BytesIO(wav), io.BytesIO(), None, 1)
+    wav = bytearray(make_wav(make_pcm(400)))
+    wav[20] = 0x11  # IMA ADPCM
+    with pytest.raises(ValueError, match="WAV of format 17 with 16 bits"):
+        encode_stream(codec, io.BytesIO(bytes(wav)), io.BytesIO(), None, 1)
+    wav = bytearray(make_wav(make_pcm(400), rate=1))
+    with pytest.raises(ValueError, match="1 channels at 1 Hz; needs 1 or more at 1000 to"):
+        encode_stream(codec, io.BytesIO(bytes(wav)), io.BytesIO(), None, 1)
     with pytest.raises(ValueError, match="no WAV that can be read"):
         encode_stream(codec, io.BytesIO(b"RIFF nonsense"), io.BytesIO(), None, 1)
     with pytest.raises(ValueError, match="another kind than WAV"):

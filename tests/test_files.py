@@ -85,9 +85,15 @@ def test_lost_frames_are_silent(codec: Codec, tmp_path: Path) -> None:
     assert np.abs(waveform[320 * 500 :]).max() == 0
 
 
-def test_a_folder_without_files_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="holds no file to work on"):
-        find_inputs([tmp_path])
+def test_a_folder_without_files_is_named_and_the_others_are_found(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "x.wav").touch()
+    problems: list[str] = []
+
+    found = find_inputs([tmp_path / "empty", tmp_path / "x.wav"], problems.append)
+
+    assert found == [tmp_path / "x.wav"]
+    assert problems == [f"folder {tmp_path / 'empty'} holds no file to work on"]
 
 
 def test_two_inputs_for_one_result_are_an_error(tmp_path: Path) -> None:

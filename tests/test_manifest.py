@@ -1,5 +1,4 @@
 import json
-import logging
 from pathlib import Path
 
 import pytest
@@ -53,13 +52,12 @@ def test_nemo_keys_are_read_and_other_keys_are_logged(
     entry = {"audio_filepath": "/data/a.1.wav", "duration": 1.5, "text": "wörter", "lang": "de"}
     manifest = write_lines(tmp_path / "nemo.json", entry, "")
 
-    with caplog.at_level(logging.INFO):
-        (utterance,) = read_manifest(manifest)
+    (utterance,) = read_manifest(manifest)
 
     assert utterance == Utterance(
         id="data/a.1", audio=Path("/data/a.1.wav"), num_samples=24_000, text="wörter"
     )
-    assert "nemo.json: ignored keys: lang" in caplog.text
+    assert "not used: lang" in caplog.text
 
 
 def test_exact_num_samples_is_preferred_to_seconds(tmp_path: Path) -> None:
@@ -81,14 +79,6 @@ def test_folder_names_with_dots_and_same_stems_survive(tmp_path: Path) -> None:
     assert [each.audio for each in utterances] == [
         tmp_path / name for name in ["a.1.wav", "a.2.wav", "s1/x.wav", "s2/x.wav"]
     ]
-
-
-def test_folder_with_one_stem_twice_names_both_files(tmp_path: Path) -> None:
-    (tmp_path / "x.wav").touch()
-    (tmp_path / "x.flac").touch()
-
-    with pytest.raises(ValueError, match=r"x\.wav: the id 'x' is already used by .*x\.flac"):
-        read_manifest(tmp_path)
 
 
 def test_kaldi_scp_takes_text_and_speakers_from_beside_it(tmp_path: Path) -> None:
@@ -131,14 +121,15 @@ def test_tsv_with_a_header_is_read(tmp_path: Path) -> None:
         ("m.jsonl", ['{"audio": "a", "id": "../a"}'], r"m\.jsonl:1: id: .*'\.\./a'"),
         ("m.jsonl", ['{"audio": "a", "id": "/a"}'], r"m\.jsonl:1: id: .*'/a'"),
         ("m.jsonl", ['{"audio": "a", "id": "a\\nb"}'], r"m\.jsonl:1: id: "),
-        ("m.jsonl", ['{"audio": "a", "id": 7}'], r"m\.jsonl:1: id: .*string"),
+        ("m.jsonl", ['{"audio": "a", "id": [7]}'], r"m\.jsonl:1: id: .*string"),
         ("m.jsonl", [""], r"m\.jsonl: holds no utterances"),
         ("m.tsv", ["id\tpath", "u1"], r"m\.tsv:2: has another number of columns"),
         ("m.tsv", ["id\tpath", "u1\ta\tb"], r"m\.tsv:2: has another number of columns"),
-        ("m.tsv", ["id\tname", "u1\ta.wav"], r"m\.tsv:2: needs 'audio'"),
+        ("m.tsv", ["id\tname", "u1\ta.wav"], r"m\.tsv:1: no header line names a column of sou"),
+        ("m.tsv", ["id\tpath", "u1\t"], r"m\.tsv:2: needs 'audio'"),
         ("wav.scp", ["u1"], r"wav\.scp:1: expected 'id path'"),
         ("wav.scp", ["u1 sox a.wav -t wav - |"], r"wav\.scp:1: 'u1' is a command pipe"),
-        ("m.csv", ["id,path"], r"m\.csv: a manifest is a folder, \.jsonl"),
+        ("m.xml", ["<a/>"], r"m\.xml: a manifest is a folder or a file .*\.jsonl"),
     ],
 )
 def test_malformed_manifest_is_named_with_the_line(
@@ -161,7 +152,7 @@ def test_other_unreadable_manifests_are_named(tmp_path: Path) -> None:
 
 
 def test_id_used_twice_names_both_places(tmp_path: Path) -> None:
-    first = write_lines(tmp_path / "a.jsonl", {"audio": "x.wav"}, {"audio": "y.wav"})
+    first = write_lines(tmp_path / "a.jsonl", {"audio": "x.wav"}, {"audio": "y.wav", "id": "y"})
     second = write_lines(tmp_path / "b.jsonl", {"audio": "z.wav"}, {"audio": "z.wav", "id": "y"})
 
     with pytest.raises(ValueError, match=r"b\.jsonl:2: the id 'y' .* by .*a\.jsonl:2"):

@@ -146,7 +146,7 @@ def test_lhotse_cuts_that_would_be_read_wrongly_are_refused(
 def test_cut_gzip_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "m.jsonl.gz"
     path.write_bytes(gzip.compress(b'{"audio": "a"}\n')[:-9])
-    with pytest.raises(ValueError, match="no whole gzip file"):
+    with pytest.raises(ValueError, match="no whole compressed file"):
         read_manifest(path)
 
 
@@ -202,8 +202,8 @@ def test_saved_dataset_is_read(sounds: dict[str, bytes], tmp_path: Path) -> None
 def test_tables_without_sound_are_refused(tmp_path: Path) -> None:
     pa = pytest.importorskip("pyarrow")
     pq = pytest.importorskip("pyarrow.parquet")
-    pq.write_table(pa.table({"audio": ["a.wav"]}), tmp_path / "t.parquet")
-    with pytest.raises(ValueError, match=r"t\.parquet: has no column of sound files.* got audio"):
+    pq.write_table(pa.table({"sound": ["a.wav"]}), tmp_path / "t.parquet")
+    with pytest.raises(ValueError, match=r"t\.parquet: has no column of sound files.* got sound"):
         read_manifest(tmp_path / "t.parquet")
     (tmp_path / "u.parquet").write_bytes(b"PAR1 no")
     with pytest.raises(ValueError, match=r"u\.parquet: cannot be read as a table"):
@@ -257,7 +257,7 @@ def test_damaged_tars_are_refused(sounds: dict[str, bytes], tmp_path: Path) -> N
     with pytest.raises(AudioError, match=r"damaged|cut short"):
         read_utterance(utterance)
     path.write_bytes(gzip.compress(b"x" * 2000))
-    with pytest.raises(ValueError, match="no uncompressed tar"):
+    with pytest.raises(ValueError, match="is no tar"):
         read_manifest(path)
 
 

@@ -1,14 +1,15 @@
 """Sound files to waveforms and back: read, write, downmix, resample, remove DC, exact lengths.
 
-The only file that knows soundfile and soxr. No torch here, no manifests, no training data:
-a waveform is a float32 numpy array `[T]`, mono, nominally in [-1, 1].
+The house's one door to sound files, whose kinds are known to the room `sound`; soxr is known here
+alone. No torch, no manifests, no training data: a waveform is a float32 numpy array `[T]`, mono,
+nominally in [-1, 1].
 """
 
 import io
 import math
 import os
-import re
 from collections.abc import Iterable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,50 +18,30 @@ import numpy.typing as npt
 import soundfile
 import soxr  # type: ignore[import-untyped]
 
+from dmcodec.sound import AudioError as AudioError
+from dmcodec.sound import SoundBytes as SoundBytes
+from dmcodec.sound.files import AUDIO_SUFFIXES as AUDIO_SUFFIXES
+from dmcodec.sound.files import Sound, SoundStream, open_sound
+from dmcodec.sound.folders import find_audio_files as find_audio_files
+
 Waveform = npt.NDArray[np.float32]
 
 SAMPLE_RATE = 16_000
 PART_SECONDS = 600.0
 """Of sound that is held at a time. So many that formats without seeking (MP3, Ogg) are not decoded
 over and over."""
-AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff")
+MAX_PEAK = 100.0
+"""Above it (40 dB over full scale) samples are integers that nobody divided, or damaged."""
 
-# Reading in blocks keeps the memory bounded by what the file really holds, whatever its header
-# claims, and never holds all channels of a long file at once.
-_BLOCK_FRAMES = 1 << 16
 # Half the length of soxr's HQ filter at equal rates, rounded up; it grows with the ratio of the
 # rates when going down. Measured: a slice then differs from the whole by less than 1e-6.
 _FILTER_MARGIN = 256
-# Seeking in these is not exact to the sample (libsndfile, Vorbis: off by hundreds of samples; MP3
-# frames need those before them), so their slices are decoded from the beginning of the file.
-_FORMATS_WITHOUT_EXACT_SEEK = ("OGG", "MP3")
-# How libsndfile's log says that a WAV or AIFF file ends before the sound its header promises.
-_CUT_SHORT = re.compile(r"^ ?(?:data|SSND) : (\d+) \(should be (\d+)\)$", re.MULTILINE)
-# Programs that write to a pipe cannot know the size and put something above this.
-_UNKNOWN_SIZE_BYTES = 0x7FFF0000
-# What libsndfile says of a FLAC file whose header does not know its length.
-_UNKNOWN_FRAMES = 2**63 - 1
 _WRITE_FORMATS = {".wav": "WAV", ".flac": "FLAC"}
-
-
-class AudioError(ValueError):
-    """A sound file is damaged, empty, or no sound file; the message names it and says why."""
-
-
-@dataclass(frozen=True, slots=True)
-class SoundBytes:
-    """A whole sound file in memory; errors call it by `name`."""
-
-    name: str
-    data: bytes
-
-    def __str__(self) -> str:
-        return self.name
 
 
 @dataclass(frozen=True, slots=True)
 class AudioInfo:
-    """What the header of a sound file says; `num_samples` counts per channel, as stored."""
+    """What a sound file holds; `num_samples` counts per channel, as stored."""
 
     sample_rate: int
     num_channels: int
@@ -72,14 +53,24 @@ class AudioInfo:
 
 
 def audio_info(path: Path | str | SoundBytes) -> AudioInfo:
-    """Rate, channels and length of a sound file, from its header alone.
+    """Rate, channels and length of a sound file, from its header where that knows them.
+
+    MPEG frames and Ogg pages are counted; files that FFmpeg reads, and FLAC files of unknown
+    length, are decoded for it.
 
     Raises:
         FileNotFoundError: there is no such file.
-        AudioError: the file is damaged, empty, or no sound file.
+        AudioError: the file is damaged, cut short, empty, or no sound file.
     """
-    with _open_sound_file(path) as file:
-        return AudioInfo(file.samplerate, file.channels, file.frames)
+    with closing(open_sound(_as_sound(path))) as stream:
+        return AudioInfo(stream.sample_rate, stream.num_channels, stream.num_samples)
+
+
+def hold_pipe(path: Path | str | SoundBytes) -> Path | SoundBytes:
+    """What a named pipe holds, which can be read once only; other paths as they are."""
+    if not isinstance(path, SoundBytes) and Path(path).is_fifo():
+        return SoundBytes(str(path), Path(path).read_bytes())
+    return _as_sound(path)
 
 
 def read_audio(
@@ -94,11 +85,12 @@ def read_audio(
     Channels are averaged, then resampled (soxr HQ). The whole file gives exactly
     `ceil(frames * sample_rate / file_rate)` samples, at least one. A slice equals the same slice
     of the whole to 1e-6 and reads only its part of the file (and a margin for the filter), except
-    that Ogg and MP3 files are decoded from their beginning. Float files and decoded MP3 may exceed
-    full scale; nothing is clipped here.
+    that formats without exact seeking (Ogg, MP3, telephone codecs, what FFmpeg reads) are decoded
+    from their beginning. Files that were joined end to end are read as one. Float files and decoded
+    MP3 may exceed full scale up to `MAX_PEAK`; nothing is clipped here.
 
     Args:
-        path: the file, or its bytes; its content decides the format, not its suffix.
+        path: the file, a pipe, or bytes; the content decides the format, not the suffix.
         sample_rate: of the result, in Hz.
         start_samples: first sample of the slice, counted at `sample_rate`.
         num_samples: length of the slice, counted at `sample_rate`; None means to the end.
@@ -108,12 +100,14 @@ def read_audio(
 
     Raises:
         FileNotFoundError: there is no such file.
-        AudioError: damaged, empty, no sound file, or holds NaN or infinite samples.
+        AudioError: damaged, cut short, empty, no sound file, or holds samples that are no sound:
+            NaN, infinite or beyond `MAX_PEAK`.
         ValueError: the slice is not inside the file.
     """
-    with _open_sound_file(path) as file:
-        file_rate = file.samplerate
-        total = resampled_length(file.frames, file_rate, sample_rate)
+    sound, sample_rate = hold_pipe(path), whole_rate(sample_rate)
+    with closing(open_sound(sound)) as stream:
+        file_rate = stream.sample_rate
+        total = resampled_length(stream.num_samples, file_rate, sample_rate)
         end = total if num_samples is None else start_samples + num_samples
         if not 0 <= start_samples < end <= total:
             raise ValueError(
@@ -121,7 +115,7 @@ def read_audio(
                 f"the file has {total}; ask for at least one sample inside it"
             )
         if file_rate == sample_rate:
-            return _read_mono(file, path, start_samples, end)
+            return _read_mono(stream, sound, start_samples, end)
 
         # A slice may only begin where a sample of the file and one of the result coincide,
         # which is every `down` samples of the file and every `up` samples of the result.
@@ -129,8 +123,8 @@ def read_audio(
         down, up = file_rate // divisor, sample_rate // divisor
         margin = _FILTER_MARGIN * max(1, -(-file_rate // sample_rate))
         first_period = max(0, start_samples // up - -(-margin // down))
-        source_end = min(file.frames, -(-end * down // up) + margin)
-        source = _read_mono(file, path, first_period * down, source_end)
+        source_end = min(stream.num_samples, -(-end * down // up) + margin)
+        source = _read_mono(stream, sound, first_period * down, source_end)
     offset = start_samples - first_period * up
     resampled = resample(source, file_rate, sample_rate)
     return resampled[offset : offset + end - start_samples].copy()
@@ -185,9 +179,9 @@ def write_audio(
 ) -> None:
     """Write a mono waveform as 16-bit WAV or FLAC, chosen by the suffix.
 
-    Samples beyond full scale are clipped, never wrapped. What `read_audio` gives for a 16-bit mono
-    file is written back unchanged. The file appears whole: it is written under a temporary name in
-    the same folder, then renamed over any older one.
+    Samples beyond full scale, up to `MAX_PEAK`, are clipped, never wrapped. What `read_audio` gives
+    for a 16-bit mono file is written back unchanged. The file appears whole: it is written under a
+    temporary name in the same folder, then renamed over any older one.
 
     Args:
         path: ends in .wav or .flac; its folder exists.
@@ -197,9 +191,25 @@ def write_audio(
     Raises:
         FileNotFoundError: the folder does not exist.
         OSError: the file cannot be written.
-        ValueError: another suffix, rank or dtype, no samples, NaN or infinite samples.
+        ValueError: another suffix, rank or dtype, no samples, or some that are no sound: NaN,
+            infinite or beyond `MAX_PEAK`.
     """
     write_audio_blocks(path, [_check_waveform(waveform)], sample_rate)
+
+
+def dump_wav(waveform: npt.NDArray[np.floating], sample_rate: int) -> bytes:
+    """A mono waveform `[T]` as the bytes of a WAV file of floats: nothing is rounded."""
+    buffer = io.BytesIO()
+    soundfile.write(buffer, _check_waveform(waveform), sample_rate, format="WAV", subtype="FLOAT")
+    return buffer.getvalue()
+
+
+def dump_wav_16(waveform: npt.NDArray[np.floating], sample_rate: int) -> bytes:
+    """A mono waveform `[T]` as the bytes that `write_audio` writes into a WAV file."""
+    buffer = io.BytesIO()
+    integers = _to_int16(_check_waveform(waveform))
+    soundfile.write(buffer, integers, sample_rate, format="WAV", subtype="PCM_16")
+    return buffer.getvalue()
 
 
 def write_audio_blocks(
@@ -209,7 +219,7 @@ def write_audio_blocks(
 
     When a block is refused, or asking for one raises, no file is left and an older one stays.
     """
-    path = Path(path)
+    path, sample_rate = Path(path), whole_rate(sample_rate)
     format_name = _WRITE_FORMATS.get(path.suffix.lower())
     if format_name is None:
         raise ValueError(f"{path}: can write .wav and .flac, not {path.suffix!r}")
@@ -222,12 +232,10 @@ def write_audio_blocks(
         ) as file:
             for block in blocks:
                 block = check_samples(block)
-                if not np.isfinite(block).all():
-                    raise ValueError(
-                        f"{path}: the waveform has NaN or infinite samples; not written"
-                    )
-                integers = np.clip(np.round(block * 32768.0), -32768, 32767)
-                file.write(integers.astype(np.int16))
+                problem = find_problem(block) if block.size else None
+                if problem is not None:
+                    raise ValueError(f"{path}: the waveform {problem}; not written")
+                file.write(_to_int16(block))
         temporary.replace(path)
     except soundfile.LibsndfileError as error:
         raise OSError(f"{path}: cannot be written: {error.error_string}") from error
@@ -235,12 +243,13 @@ def write_audio_blocks(
         temporary.unlink(missing_ok=True)
 
 
-def resample(waveform: npt.NDArray[np.floating], from_rate: int, to_rate: int) -> Waveform:
+def resample(waveform: npt.NDArray[np.floating], from_rate: float, to_rate: float) -> Waveform:
     """The waveform `[T]` at another rate (soxr HQ): exactly `resampled_length` samples, float32.
 
     Sample 0 stays at time 0; outside its ends the waveform counts as silence.
     """
     waveform = _check_waveform(waveform)
+    from_rate, to_rate = whole_rate(from_rate), whole_rate(to_rate)
     length = resampled_length(waveform.shape[0], from_rate, to_rate)
     if from_rate == to_rate:
         return waveform
@@ -252,8 +261,45 @@ def resample(waveform: npt.NDArray[np.floating], from_rate: int, to_rate: int) -
     return resampled[:length]
 
 
-def resampled_length(num_samples: int, from_rate: int, to_rate: int) -> int:
+class StreamResampler:
+    """`resample` of a waveform that comes in blocks: the same samples, a little later.
+
+    They equal those of the whole to 1e-6; the delay is that of the filter, about 20 ms at 16 kHz.
+    """
+
+    def __init__(self, from_rate: int, to_rate: int) -> None:
+        self._from_rate, self._to_rate = from_rate, to_rate
+        self._stream = (
+            soxr.ResampleStream(from_rate, to_rate, 1, dtype="float32", quality="HQ")
+            if from_rate != to_rate
+            else None
+        )
+        self._num_in = self._num_out = 0
+
+    def push(self, block: Waveform, *, is_last: bool = False) -> Waveform:
+        """The samples that are ready after `block` [T], which may be empty."""
+        if self._stream is None:
+            return block
+        self._num_in += len(block)
+        if is_last:  # soxr rounds the length down: silence gives the last sample its due
+            block = np.pad(block, (0, 2 * max(1, -(-self._from_rate // self._to_rate))))
+        ready: Waveform = self._stream.resample_chunk(block, last=is_last)
+        total = resampled_length(self._num_in, self._from_rate, self._to_rate)
+        ready = ready[: total - self._num_out]
+        self._num_out += len(ready)
+        return ready
+
+
+def whole_rate(sample_rate: float) -> int:
+    """A sample rate as an int; ValueError for one that is no whole number of Hz."""
+    if not float(sample_rate).is_integer():
+        raise ValueError(f"a sample rate is a whole number of Hz, got {sample_rate}")
+    return int(sample_rate)
+
+
+def resampled_length(num_samples: int, from_rate: float, to_rate: float) -> int:
     """`ceil(num_samples * to_rate / from_rate)`: one sample stays at least one sample."""
+    from_rate, to_rate = whole_rate(from_rate), whole_rate(to_rate)
     if from_rate < 1 or to_rate < 1:
         raise ValueError(f"sample rates must be positive, got {from_rate} and {to_rate}")
     return -(-num_samples * to_rate // from_rate)
@@ -277,102 +323,31 @@ def samples_to_seconds(num_samples: int, sample_rate: int = SAMPLE_RATE) -> floa
     return num_samples / sample_rate
 
 
-def find_audio_files(folder: Path | str) -> list[Path]:
-    """Every file below `folder` whose suffix is in `AUDIO_SUFFIXES`, sorted by path.
-
-    Hidden files (names beginning with a dot) are left out: other systems leave such files with
-    sound-file suffixes and no sound. Returns an empty list when there is none.
-    """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise FileNotFoundError(f"{folder}: no such folder")
-    return sorted(
-        path
-        for path in folder.rglob("*")
-        if path.suffix.lower() in AUDIO_SUFFIXES and path.name[0] != "." and path.is_file()
-    )
+def _as_sound(path: Path | str | SoundBytes) -> Sound:
+    return path if isinstance(path, SoundBytes) else Path(path)
 
 
-def _open_sound_file(path: Path | str | SoundBytes) -> soundfile.SoundFile:
-    """The open file, positioned at its start, with at least one sample by its header."""
-    if isinstance(path, SoundBytes):
-        num_bytes = len(path.data)
-    else:
-        path = Path(path)
-        if not path.exists():
-            raise FileNotFoundError(f"{path}: no such file")
-        if not path.is_file():
-            raise AudioError(f"{path}: not a sound file but a folder or a device")
-        num_bytes = path.stat().st_size
-    if num_bytes == 0:
-        raise AudioError(f"{path}: the file is empty (0 bytes)")
-    try:
-        file = soundfile.SoundFile(io.BytesIO(path.data) if isinstance(path, SoundBytes) else path)
-    except (soundfile.LibsndfileError, TypeError) as error:  # TypeError: headerless .raw
-        reason = getattr(error, "error_string", "a raw file has no header")
-        supported = " ".join(AUDIO_SUFFIXES)
-        raise AudioError(
-            f"{path}: cannot be read as sound: {reason} (readable: {supported})"
-        ) from error
-    try:
-        _check_header(file, path)
-    except AudioError:
-        file.close()
-        raise
-    return file
-
-
-def _check_header(file: soundfile.SoundFile, path: Path | SoundBytes) -> None:
-    if file.frames < 1:
-        raise AudioError(f"{path}: the file holds no samples")
-    if file.frames == _UNKNOWN_FRAMES:
-        raise AudioError(
-            f"{path}: its header does not say how long it is, as when flac writes to a pipe: "
-            "convert it once, with sox or ffmpeg, from file to file"
-        )
-    cut_short = _CUT_SHORT.search(file.extra_info)
-    if cut_short and int(cut_short[2]) < int(cut_short[1]) < _UNKNOWN_SIZE_BYTES:
-        raise AudioError(
-            f"{path}: cut short: its header promises {cut_short[1]} bytes of sound, "
-            f"{cut_short[2]} are there"
-        )
-
-
-def _read_mono(
-    file: soundfile.SoundFile, path: Path | str | SoundBytes, start: int, end: int
-) -> Waveform:
-    """Frames [start, end) of an open file, channels averaged: float32 `[end - start]`."""
-    try:
-        if file.format in _FORMATS_WITHOUT_EXACT_SEEK:
-            for _ in _read_blocks(file, path, start):
-                pass
-        else:
-            file.seek(start)
-        blocks = list(_read_blocks(file, path, end - start))
-    except soundfile.LibsndfileError as error:
-        raise AudioError(
-            f"{path}: damaged: {error.error_string} between frames {start} and {end}"
-        ) from error
-    waveform = np.concatenate(blocks)
-    if not np.isfinite(waveform).all():
-        raise AudioError(f"{path}: has NaN or infinite samples between frames {start} and {end}")
+def _read_mono(stream: SoundStream, sound: Sound, start: int, end: int) -> Waveform:
+    """Samples [start, end) of an open file, channels averaged: float32 `[end - start]`."""
+    waveform = np.concatenate(list(stream.blocks(start, end)))
+    problem = find_problem(waveform)
+    if problem is not None:
+        raise AudioError(f"{sound}: {problem} between frames {start} and {end}")
     return waveform
 
 
-def _read_blocks(
-    file: soundfile.SoundFile, path: Path | str | SoundBytes, num_frames: int
-) -> Iterator[Waveform]:
-    """Mono blocks `[<= _BLOCK_FRAMES]` that add up to `num_frames`."""
-    missing = num_frames
-    while missing > 0:
-        block = file.read(min(missing, _BLOCK_FRAMES), dtype="float32", always_2d=True)  # [T, C]
-        if block.shape[0] == 0:
-            raise AudioError(
-                f"{path}: damaged or cut short: its header promises {file.frames} frames, "
-                f"{missing} of the {num_frames} asked for could not be read"
-            )
-        missing -= block.shape[0]
-        yield block[:, 0] if file.channels == 1 else block.mean(axis=1)
+def find_problem(waveform: npt.NDArray[np.floating]) -> str | None:
+    """Why these samples cannot be sound, as the end of a sentence about them; None: they can."""
+    lowest, highest = float(waveform.min()), float(waveform.max())  # NaN where there is one
+    if not (math.isfinite(lowest) and math.isfinite(highest)):
+        return "has NaN or infinite samples"
+    peak = max(highest, -lowest)
+    if peak > MAX_PEAK:
+        return (
+            f"has samples up to {peak:.4g}, where full scale is 1 (16-bit samples are divided by "
+            "32768)"
+        )
+    return None
 
 
 def check_samples(waveform: npt.ArrayLike) -> npt.NDArray[np.floating]:
@@ -384,6 +359,11 @@ def check_samples(waveform: npt.ArrayLike) -> npt.NDArray[np.floating]:
             "(16-bit samples divided by 32768)"
         )
     return waveform
+
+
+def _to_int16(waveform: npt.NDArray[np.floating]) -> npt.NDArray[np.int16]:
+    """The nearest 16-bit samples; those beyond full scale are clipped."""
+    return np.clip(np.round(waveform * 32768.0), -32768, 32767).astype(np.int16)
 
 
 def _check_waveform(waveform: npt.NDArray[np.floating]) -> Waveform:

@@ -13,8 +13,10 @@ import numpy as np
 import torch
 
 from dmcodec.audio import (
+    SoundBytes,
     Waveform,
     audio_info,
+    hold_pipe,
     read_audio,
     read_parts,
     samples_to_seconds,
@@ -60,14 +62,23 @@ def identify(codec: Codec) -> Identity:
 
 
 def encode_file(
-    codec: Codec, identity: Identity, path: Path, *, num_codebooks: int | None = None
+    codec: Codec,
+    identity: Identity,
+    path: Path | SoundBytes,
+    *,
+    num_codebooks: int | None = None,
 ) -> bytes:
-    """The `.dmc` file of a sound file, read in parts: memory does not grow with its length."""
+    """The `.dmc` file of a sound file, read in parts: memory does not grow with its length.
+
+    A pipe is read as a whole, at once.
+    """
     sample_rate, hop_length = codec.config.sample_rate, codec.config.hop_length
-    total = audio_info(path).num_samples_at(sample_rate)
+    sound = hold_pipe(path)
+    total = audio_info(sound).num_samples_at(sample_rate)
     if total <= LONG_FRAMES * hop_length:
-        return pack(codec, identity, codec.encode(path, num_codebooks=num_codebooks))
-    parts = read_parts(path, sample_rate=sample_rate, num_samples=total)
+        waveform = read_audio(sound, sample_rate=sample_rate)
+        return pack(codec, identity, codec.encode(waveform, num_codebooks=num_codebooks))
+    parts = read_parts(sound, sample_rate=sample_rate, num_samples=total)
     codes, num_samples = encode_long(
         codec, map(torch.from_numpy, parts), num_codebooks=num_codebooks
     )

@@ -1,36 +1,27 @@
-"""Lists of utterances: folders, JSONL, TSV, Kaldi, Lhotse, tables and tars; speaker splits.
+"""Lists of utterances: folders, text lists of many kinds, tables and tars; speaker splits.
 
-Other projects' formats are in manifest_formats.py. Manifests are read here, sound is not: whether
-a file exists and is sound shows when it is read.
+Which formats there are is known to manifest_kinds.py. Manifests are read here, sound is not:
+whether a file exists and is sound shows when it is read.
 """
 
-import csv
-import gzip
-import io
-import json
 import logging
-import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import os
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any, TextIO
+from typing import NamedTuple
 
 import numpy as np
 from pydantic import Field, ValidationError, field_validator
 
-from dmcodec.audio import find_audio_files, seconds_to_samples
+from dmcodec.audio import seconds_to_samples
 from dmcodec.config import Record
-from dmcodec.manifest_formats import (
-    list_saved_dataset,
-    read_kaldi,
-    read_lhotse_cut,
-    read_table,
-    read_tar,
-)
+from dmcodec.manifest_kinds import read_entries
+from dmcodec.manifest_lines import Columns, Entry
 
 logger = logging.getLogger(__name__)
-
-# Names other manifests use -> ours. NeMo: audio_filepath, duration. Common TSV: path.
-_ALIASES = {"audio_filepath": "audio", "path": "audio", "duration": "duration_s"}
 
 
 class Utterance(Record):
@@ -45,7 +36,7 @@ class Utterance(Record):
         start_samples: where a segment begins in its sound file, at 16 kHz; it lasts `num_samples`,
             or to the end. None: the utterance is the whole file.
         entry: where the sound file lies when `audio` is a container: the row of a Parquet or Arrow
-            table, the byte offset of a tar's member. None: `audio` is the sound file.
+            table, the byte offset in a tar or a Kaldi archive. None: `audio` is the sound file.
     """
 
     id: str = Field(min_length=1)
@@ -59,14 +50,26 @@ class Utterance(Record):
     licence: str | None = None
     source: str | None = None
 
+    @field_validator("id", "speaker", "corpus", "text", "licence", "source")
+    @classmethod
+    def _check_text(cls, value: str | None) -> str | None:
+        try:
+            (value or "").encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(f"holds half a character, {value!r:.60}: it is no text") from error
+        return value or None
+
     @field_validator("id")
     @classmethod
     def _check_id(cls, value: str) -> str:
         parts = value.split("/")
-        if "" in parts or "." in parts or ".." in parts or not value.isprintable():
+        has_control = not value.isprintable() and any(
+            unicodedata.category(char) == "Cc" for char in value
+        )
+        if "" in parts or "." in parts or ".." in parts or has_control:
             raise ValueError(
                 f"an id names output files, so it may not be absolute, hold '.' or '..' as a "
-                f"folder, or unprintable characters; got {value!r}"
+                f"folder, or control characters; got {value!r}"
             )
         return value
 
@@ -80,53 +83,77 @@ class Utterance(Record):
             )
         return self.audio
 
-    @field_validator("speaker", "corpus", "text", "licence", "source")
-    @classmethod
-    def _empty_is_unknown(cls, value: str | None) -> str | None:
-        return value or None
-
 
 def read_manifest(path: Path | str) -> list[Utterance]:
-    """The utterances of a folder or file, in its order.
-
-    * A folder: every sound file below it, sorted; without any, its Parquet files or tars; or a
-      data set that Hugging Face `datasets` saved.
-    * JSONL (`.jsonl`, `.json`, also `.gz`): one object a line with `audio` (or NeMo's
-      `audio_filepath`), and optionally the fields of `Utterance`, `duration_s` (or `duration`)
-      and `offset`, where a segment begins, in seconds. Other keys are ignored and logged.
-      Lines may be Lhotse cuts.
-    * Kaldi `wav.scp`, with `segments`, `text` and `utt2spk` from the same folder.
-    * TSV with a header line, columns named as the JSONL keys (or `path`).
-    * Parquet or Arrow files with sound files in a column, WebDataset tars.
-
-    Relative sound paths start at the manifest's folder. An utterance without an id gets its sound
-    path less the last suffix, so `a/x.1.wav` and `b/x.1.wav` stay apart.
-
-    Raises:
-        FileNotFoundError: there is no such manifest.
-        ValueError: another suffix, no utterances, a malformed line or an id used twice; the
-            message names the file and the line.
-    """
+    """The utterances of a folder or file, in its order; `read_manifests` of one."""
     return read_manifests([Path(path)])
 
 
-def read_manifests(paths: Sequence[Path | str]) -> list[Utterance]:
-    """Several manifests as one list, in order; ids must be unique over all of them."""
-    utterances: list[Utterance] = []
-    places: dict[str, str] = {}
+def read_manifests(
+    paths: Sequence[Path | str],
+    *,
+    columns: Mapping[str, str] | None = None,
+    on_problem: Callable[[str], None] | None = None,
+) -> list[Utterance]:
+    """The utterances of folders and lists, in order, with ids that are unique over all of them.
+
+    * A folder: its `metadata.jsonl`, `metadata.csv` or `wav.scp` when there is one, Lhotse's Shar;
+      else every sound file below it, sorted; without any, its Parquet files or tars; or a data set
+      that Hugging Face `datasets` saved.
+    * JSONL (`.jsonl`, `.json`): one object a line with our keys (the fields of `Utterance`,
+      `duration_s`, and `offset`, where a segment begins, in seconds) or names that published
+      corpora have for them (`manifest_lines.COLUMNS`). Lines may be Lhotse cuts or recordings, or
+      of NeMo's tarred sets.
+    * CSV and TSV with a header line and the same names, fairseq's TSV, LJSpeech's `|` lists.
+    * Kaldi `wav.scp`, with `segments`, `text` and `utt2spk` from the same folder.
+    * Parquet or Arrow files with sound files, their paths or samples in a column; WebDataset tars.
+
+    Text lists may be compressed (`.gz`, `.bz2`, `.xz`), tars too. Relative sound paths start at the
+    list's folder. An utterance without an id gets its sound path less the last suffix, and its
+    samples if it is a segment; where that would not be unique, the suffix and folders before it.
+    Columns that are not used are named in one warning.
+
+    Args:
+        paths: of folders and lists.
+        columns: our keys -> names of columns, before the names that are known.
+        on_problem: called with one sentence for every line, list or folder that cannot be used, and
+            reading goes on; None: the first one raises.
+
+    Raises:
+        FileNotFoundError: there is no such list.
+        ValueError: another suffix, no utterances, a malformed line or an id used twice; the
+            message names the file and the line.
+    """
+    found: list[tuple[str, _Named]] = []
+    used = Columns(columns)
     for path in map(Path, paths):
-        num_before = len(utterances)
-        for place, utterance in _read_entries(path):
-            if utterance.id in places:
-                raise ValueError(
-                    f"{place}: the id {utterance.id!r} is already used by "
-                    f"{places[utterance.id]}; ids must be unique"
-                )
-            places[utterance.id] = place
-            utterances.append(utterance)
-        if len(utterances) == num_before:
-            raise ValueError(f"{path}: holds no utterances")
-    return utterances
+        num_before = len(found)
+        folder = path if path.is_dir() else path.parent
+        inside = tuple(_printable(part) for part in reversed(folder.absolute().parts[1:]))
+        try:
+            for place, entry in read_entries(path, used):
+                try:
+                    if isinstance(entry, ValueError):
+                        raise entry
+                    found.append((place, _to_utterance(entry, folder, inside, place)))
+                except ValueError as error:
+                    _report(error, on_problem)
+            if len(found) == num_before:
+                raise ValueError(f"{path}: holds no utterances")
+        except (ValueError, OSError) as error:
+            _report(error, on_problem)
+    if found and used.missing is not None:
+        raise ValueError(f"{', '.join(map(str, paths))}: {used.missing}")
+    if used.ignored:
+        logger.warning("not used: %s (--column text=NAME reads one)", ", ".join(used.ignored))
+    return _with_unique_ids(found, on_problem)
+
+
+def _report(error: Exception, on_problem: Callable[[str], None] | None) -> None:
+    """Hands a problem on, or raises it when nobody listens."""
+    if on_problem is None:
+        raise error
+    on_problem(str(error))
 
 
 def split_by_speaker(
@@ -177,140 +204,116 @@ def split_by_speaker(
     return splits
 
 
-def _read_entries(path: Path) -> Iterator[tuple[str, Utterance]]:
-    """Each utterance with its place ("file:line") for error messages."""
-    if path.is_dir():
-        yield from _read_folder(path)
-        return
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such manifest")
-    is_compressed = path.suffix.lower() == ".gz"
-    suffix = (path.with_suffix("") if is_compressed else path).suffix.lower()
-    containers = {".parquet": read_table, ".arrow": read_table, ".tar": read_tar}
-    if suffix in containers and not is_compressed:
-        yield from _check_entries(containers[suffix](path), path)
-        return
-    readers = {".jsonl": _read_jsonl, ".json": _read_jsonl, ".scp": _read_scp, ".tsv": _read_tsv}
-    if suffix not in readers:
+class _Named(NamedTuple):
+    """An utterance, and the names that may become its id, the shortest first; () when it has one.
+
+    `inside` are folders, the nearest first, that go before the last name while it is not unique.
+    """
+
+    utterance: Utterance
+    names: tuple[str, ...]
+    inside: tuple[str, ...]
+
+    def id_at(self, level: int) -> str | None:
+        """The id of a level of detail; None when there is no further one."""
+        if not self.names:
+            return None
+        if level < len(self.names):
+            return self.names[level]
+        depth = level - len(self.names) + 1
+        if depth > len(self.inside):
+            return None
+        return "/".join([*reversed(self.inside[:depth]), self.names[-1]])
+
+
+def _with_unique_ids(
+    found: Sequence[tuple[str, _Named]], on_problem: Callable[[str], None] | None
+) -> list[Utterance]:
+    """Ids made from names are made longer until each is unique; ids that were given stay."""
+    ids = [named.utterance.id for _, named in found]
+    levels = [0] * len(found)
+    while True:
+        counts = Counter(ids)
+        has_changed = False
+        for index, (_, named) in enumerate(found):
+            longer = named.id_at(levels[index] + 1) if counts[ids[index]] > 1 else None
+            if named.names and longer is not None:
+                ids[index], levels[index], has_changed = longer, levels[index] + 1, True
+        if not has_changed:
+            break
+    utterances: list[Utterance] = []
+    places: dict[str, str] = {}
+    for identifier, (place, named) in zip(ids, found, strict=True):
+        if identifier in places:
+            sentence = (
+                f"{place}: the id {identifier!r} is already used by {places[identifier]}; ids must "
+                "be unique"
+            )
+            _report(ValueError(sentence), on_problem)
+            continue
+        places[identifier] = place
+        is_same = identifier == named.utterance.id
+        utterances.append(
+            named.utterance if is_same else named.utterance.model_copy(update={"id": identifier})
+        )
+    return utterances
+
+
+def _to_utterance(entry: Entry, folder: Path, inside: tuple[str, ...], place: str) -> _Named:
+    """One checked utterance; `folder` is where relative sound paths start, as parts in `inside`."""
+    fields = dict(entry)
+    audio, name = fields.get("audio"), fields.pop("name", None)
+    if not isinstance(audio, str) or not audio:
         raise ValueError(
-            f"{path}: a manifest is a folder, .jsonl, .json, .scp, .tsv, .parquet, .arrow or .tar "
-            "file"
+            f"{place}: needs 'audio' (or 'audio_filepath'), the path of a sound file; another "
+            "column that has it: --column audio=NAME"
         )
     try:
-        with path.open("rb") as raw:
-            data = gzip.GzipFile(fileobj=raw) if is_compressed else raw
-            text = io.TextIOWrapper(data, encoding="utf-8-sig", newline="")
-            yield from readers[suffix](path, text)
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: is not UTF-8 text: {error.reason}") from error
-    except (gzip.BadGzipFile, zlib.error, EOFError) as error:
-        raise ValueError(f"{path}: is no whole gzip file: {error}") from error
-
-
-def _read_folder(folder: Path) -> Iterator[tuple[str, Utterance]]:
-    saved = list_saved_dataset(folder)
-    sounds = [] if saved is not None else find_audio_files(folder)
-    if saved is None and not sounds:
-        saved = sorted(folder.rglob("*.parquet")) or sorted(folder.rglob("*.tar"))
-    for path in saved or []:
-        yield from _read_entries(path)
-    for audio in sounds:
-        name = audio.relative_to(folder).as_posix()
-        yield str(audio), _to_utterance({"audio": name}, folder, str(audio))
-
-
-def _read_scp(path: Path, lines: Iterable[str]) -> Iterator[tuple[str, Utterance]]:
-    yield from _check_entries(read_kaldi(path, lines), path)
-
-
-def _check_entries(
-    entries: Iterable[tuple[str, dict[str, Any]]], path: Path
-) -> Iterator[tuple[str, Utterance]]:
-    for place, entry in entries:
-        yield place, _to_utterance(entry, path.parent, place)
-
-
-def _read_jsonl(path: Path, lines: Iterable[str]) -> Iterator[tuple[str, Utterance]]:
-    ignored: set[str] = set()
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        place = f"{path}:{number}"
-        try:
-            entry = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{place}: not one JSON object a line: {error}") from error
-        if not isinstance(entry, dict):
-            raise ValueError(f"{place}: expected a JSON object, got {type(entry).__name__}")
-        if "recording" in entry or str(entry.get("type", "")).endswith("Cut"):
-            known = _read_cut(entry, place)
-        else:
-            known = _known_keys(entry, ignored)
-        yield place, _to_utterance(known, path.parent, place)
-    _log_ignored(path, ignored)
-
-
-def _read_cut(cut: dict[str, Any], place: str) -> dict[str, Any]:
-    try:
-        return read_lhotse_cut(cut, place)
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{place}: is not a Lhotse cut: {error!r}") from error
-
-
-def _read_tsv(path: Path, file: TextIO) -> Iterator[tuple[str, Utterance]]:
-    reader = csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
-    ignored: set[str] = set()
-    for entry in reader:
-        place = f"{path}:{reader.line_num}"
-        if None in entry or None in entry.values():
-            raise ValueError(f"{place}: has another number of columns than the header line")
-        filled = {key: value for key, value in entry.items() if value}
-        yield place, _to_utterance(_known_keys(filled, ignored), path.parent, place)
-    _log_ignored(path, ignored)
-
-
-def _known_keys(entry: dict[str, Any], ignored: set[str]) -> dict[str, Any]:
-    """The entry under our names, without keys we do not know; those are added to `ignored`."""
-    known: dict[str, Any] = {}
-    for key, value in entry.items():
-        name = _ALIASES.get(key, key)
-        if name in Utterance.model_fields or name in ("duration_s", "offset"):
-            known[name] = value
-        else:
-            ignored.add(key)
-    return known
-
-
-def _log_ignored(path: Path, ignored: set[str]) -> None:
-    if ignored:
-        logger.info("%s: ignored keys: %s", path, ", ".join(sorted(ignored)))
-
-
-def _to_utterance(entry: dict[str, Any], folder: Path, place: str) -> Utterance:
-    """One checked utterance; `folder` is where relative sound paths start."""
-    fields = dict(entry)
-    audio = fields.get("audio")
-    if not isinstance(audio, str) or not audio:
-        raise ValueError(f"{place}: needs 'audio' (or 'audio_filepath'), the path of a sound file")
+        os.fsencode(audio)
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{place}: {audio!r:.60} cannot be the name of a file") from error
     fields["audio"] = folder / audio
-    fields.setdefault("id", _id_from_path(audio))
-    for key, name in (("duration_s", "num_samples"), ("offset", "start_samples")):
+    for key, exact in (("duration_s", "num_samples"), ("offset", "start_samples")):
         seconds = fields.pop(key, None)
-        if seconds is None or fields.get(name) is not None:
+        if seconds is None or fields.get(exact) is not None:
             continue
         try:
-            fields[name] = seconds_to_samples(float(seconds))
-        except (TypeError, ValueError) as error:
+            fields[exact] = seconds_to_samples(float(seconds))
+        except (TypeError, ValueError, OverflowError) as error:
             raise ValueError(f"{place}: {key.removesuffix('_s')}: {error}") from error
+    names: tuple[str, ...] = ()
+    if fields.get("id") is None:
+        names = _names(name or audio, fields)
+        fields["id"] = names[0]
     try:
-        return Utterance.model_validate(fields)
+        return _Named(Utterance.model_validate(fields), names, inside)
     except ValidationError as error:
         reasons = "; ".join(f"{part['loc'][0]}: {part['msg']}" for part in error.errors())
         raise ValueError(f"{place}: {reasons}") from error
 
 
-def _id_from_path(audio: str) -> str:
-    """`a/b.1.wav` -> `a/b.1`; a leading `/` and `..` folders are dropped."""
+def _names(audio: str, fields: Entry) -> tuple[str, str]:
+    """`a/b.1.wav` -> `a/b.1` and `a/b.1.wav`, each with the samples of a segment.
+
+    A leading `/` and `..` folders are dropped.
+    """
     path = PurePosixPath(audio)
-    parts = [*path.parts[:-1], path.stem]
-    return "/".join(part for part in parts if part not in ("/", ".."))
+    start, length = fields.get("start_samples"), fields.get("num_samples")
+    segment = ""
+    if isinstance(start, int):
+        segment = f"_{start}-{start + length if isinstance(length, int) else 'end'}"
+    stem, *whole = (
+        _printable("/".join(part for part in (*path.parts[:-1], last) if part not in ("/", "..")))
+        for last in (path.stem, path.name)
+    )
+    return f"{stem}{segment}", f"{whole[0]}{segment}"
+
+
+def _printable(name: str) -> str:
+    """Bytes of a file name that are not UTF-8, and control characters, as %XX."""
+    if name.isprintable():
+        return name
+    name = re.sub("[\udc80-\udcff]", lambda found: f"%{ord(found[0]) - 0xDC00:02X}", name)
+    return "".join(
+        f"%{ord(char):02X}" if unicodedata.category(char) == "Cc" else char for char in name
+    )

@@ -1,146 +1,218 @@
-"""Other projects' lists of utterances as entries with our keys: Kaldi, Lhotse, tables, tars.
+"""Text lists of utterances as entries with our keys: JSONL, CSV, TSV, fairseq, LJSpeech, Kaldi.
 
 Entries are dictionaries as a line of our JSONL has them; manifest.py checks them. Each comes with
-its place for error messages.
+its place for error messages; a line that is wrong comes as a ValueError instead. Lhotse's lists are
+in manifest_lhotse.py.
 """
 
-import json
-from collections.abc import Iterable, Iterator
-from pathlib import Path, PurePosixPath
-from typing import Any
+from collections.abc import Callable, Iterator
+from itertools import chain
+from pathlib import Path
 
-from dmcodec.audio import seconds_to_samples
-from dmcodec.containers import list_table, list_tar
+from dmcodec.audio import AUDIO_SUFFIXES, seconds_to_samples
+from dmcodec.containers import find_member
+from dmcodec.manifest_lhotse import is_lhotse, read_lhotse_line
+from dmcodec.manifest_lines import Columns, Entry, open_list, parse_object, split_rows
 
-Entry = dict[str, Any]
+Entries = Iterator[tuple[str, Entry | ValueError]]
 
-# Names that published data sets use, the first that is there counts.
-_ID_KEYS = ("id", "utt_id", "uttid", "key")
-_TEXT_KEYS = ("text", "transcript", "transcription", "sentence", "normalized_text")
-_SPEAKER_KEYS = ("speaker", "speaker_id", "spk_id", "client_id")
-# A cut that has this much of its recording is the whole of it: seconds are rounded.
-_WHOLE_TOLERANCE_S = 1e-3
+_DELIMITERS = ("\t", ",", "|", ";")
+# Where Common Voice and LJSpeech keep what their lists name without a folder.
+_CLIP_FOLDERS = ("clips", "wavs")
 
 
-def read_kaldi(path: Path, lines: Iterable[str]) -> Iterator[tuple[str, Entry]]:
+def read_jsonl(path: Path, columns: Columns) -> Entries:
+    """A JSON object a line, with our keys or NeMo's; lines may be Lhotse cuts or recordings."""
+    with open_list(path) as lines:
+        for number, line in lines:
+            if not line.strip():
+                continue
+            place = f"{path}:{number}"
+            try:
+                row = parse_object(line, place)
+                if is_lhotse(row):
+                    yield place, read_lhotse_line(row, path, place)
+                    continue
+                entry = columns.choose(row)
+                if "shard_id" in row:
+                    columns.use("shard_id")
+                    entry |= _find_in_nemo_tar(path, entry, row["shard_id"], place)
+                yield place, entry
+            except ValueError as error:
+                yield place, error
+
+
+def read_table_of_lines(path: Path, columns: Columns) -> Entries:
+    """CSV or TSV, with a header or without: fairseq's TSV and LJSpeech's `|` lists have none."""
+    with open_list(path) as lines:
+        first = next(lines, None)
+        if first is None:
+            return
+        number, line = first
+        delimiter, header = _find_header(line, columns)
+        lines = chain([first], lines)
+        if header is not None:
+            yield from _read_with_header(path, lines, delimiter, columns)
+        elif line and not any(mark in line for mark in _DELIMITERS) and Path(line).suffix == "":
+            next(lines)
+            yield from _read_fairseq(path, Path(line), lines)
+        elif "|" in line:
+            yield from _read_ljspeech(path, lines)
+        else:
+            raise ValueError(
+                f"{path}:{number}: no header line names a column of sound files (audio, path, "
+                "file_name, ...); name it: --column audio=COLUMN"
+            )
+
+
+def has_audio_column(path: Path) -> bool:
+    """Whether a list inside a folder is one of its sounds: `metadata.csv` may be anything."""
+    columns = Columns()
+    with open_list(path) as lines:
+        _, line = next(lines, (0, ""))
+    if path.suffix.lower() == ".jsonl":
+        try:
+            return any(columns.is_audio(key) for key in parse_object(line, str(path)))
+        except ValueError:
+            return False
+    return _find_header(line, columns)[1] is not None or line.count("|") in (1, 2)
+
+
+def _find_header(line: str, columns: Columns) -> tuple[str, list[str] | None]:
+    """The delimiter and the names of a header line with a column of sound files, or None."""
+    for delimiter in _DELIMITERS:
+        names = [name.strip().strip('"') for name in line.split(delimiter)]
+        if any(columns.is_audio(name) for name in names):
+            return delimiter, names
+    return "", None
+
+
+def _read_with_header(
+    path: Path, lines: Iterator[tuple[int, str]], delimiter: str, columns: Columns
+) -> Entries:
+    rows = split_rows(lines, delimiter, str(path))
+    names = [name.strip() for name in next(rows)[1]]
+    place_of = _ClipFolders(path.parent)
+    for number, cells in rows:
+        place = f"{path}:{number}"
+        if len(cells) != len(names):
+            yield (
+                place,
+                ValueError(
+                    f"{place}: has another number of columns than the header line, {len(cells)} "
+                    f"instead of {len(names)}"
+                ),
+            )
+            continue
+        entry = columns.choose(dict(zip(names, cells, strict=True)))
+        if "audio" in entry:
+            entry = place_of(entry)
+        yield place, entry
+
+
+def _read_fairseq(path: Path, root: Path, lines: Iterator[tuple[int, str]]) -> Entries:
+    """A first line with the folder, then 'path samples'; texts from a `.wrd` of the same name.
+
+    The numbers of samples are left out: they are at each file's rate, which the list does not say.
+    """
+    texts_path = path.with_suffix(".wrd")
+    texts = texts_path.read_text(encoding="utf-8").splitlines() if texts_path.is_file() else []
+    row = 0
+    for number, line in lines:
+        if not line:
+            continue
+        name, _, length = line.partition("\t")
+        place = f"{path}:{number}"
+        if not length.strip().isdigit():
+            yield place, ValueError(f"{place}: expected 'path<tab>samples', got {line[:100]!r}")
+            continue
+        text = {"text": texts[row]} if row < len(texts) else {}
+        yield place, {"audio": str(root / name), "name": name, **text}
+        row += 1
+
+
+def _read_ljspeech(path: Path, lines: Iterator[tuple[int, str]]) -> Entries:
+    """'id|text|normalized text', 'path|text' or 'path|speaker|text' (VITS), without a header."""
+    place_of = _ClipFolders(path.parent)
+    for number, line in lines:
+        if not line.strip():
+            continue
+        place, cells = f"{path}:{number}", line.split("|")
+        if not 2 <= len(cells) <= 3:
+            yield (
+                place,
+                ValueError(f"{place}: expected 2 or 3 cells between '|', got {line!r:.100}"),
+            )
+            continue
+        name, *rest = (cell.strip() for cell in cells)
+        if name.lower().endswith(AUDIO_SUFFIXES):
+            entry = {"audio": name, "text": rest[-1]}
+            if len(rest) == 2:
+                entry["speaker"] = rest[0]
+        else:
+            entry = {"id": name, "audio": f"{name}.wav", "text": rest[-1] or rest[0]}
+        yield place, place_of(entry)
+
+
+class _ClipFolders:
+    """Finds sound files that a list names without the folder beside it that they are in."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._inside = [name for name in _CLIP_FOLDERS if (folder / name).is_dir()]
+
+    def __call__(self, entry: Entry) -> Entry:
+        """The entry, with the folder; its id stays as if it had none."""
+        audio = entry["audio"]
+        if not self._inside or not isinstance(audio, str) or (self._folder / audio).exists():
+            return entry
+        for name in self._inside:
+            if (self._folder / name / audio).exists():
+                return {"name": audio, **entry, "audio": f"{name}/{audio}"}
+        return entry
+
+
+def _find_in_nemo_tar(path: Path, entry: Entry, shard: object, place: str) -> Entry:
+    """NeMo's tarred sets: the sound is in `audio_SHARD.tar` beside the list."""
+    name = entry.get("audio")
+    if not isinstance(name, str) or not str(shard).isdigit():
+        raise ValueError(
+            f"{place}: a line with a shard_id needs it as a number, and a sound's name"
+        )
+    tar = path.parent / f"audio_{shard}.tar"
+    offset = find_member(tar, name)
+    if offset is None:
+        raise ValueError(f"{place}: {tar} does not hold {name!r}")
+    return {"audio": tar.name, "entry": offset, "name": name}
+
+
+def read_kaldi(path: Path, columns: Columns) -> Entries:
     """A `wav.scp` with `segments`, `text` and `utt2spk` from the same folder when they are there.
 
-    With segments, these are the utterances; recordings without any are left out.
+    With segments, these are the utterances; recordings without any are left out. 'FILE.ark:OFFSET'
+    is a WAV file in an archive, as wav-copy writes them.
     """
     texts = _read_kaldi_table(path.parent / "text")
     speakers = _read_kaldi_table(path.parent / "utt2spk")
-    recordings = _read_recordings(path, lines)
+    for key in ("id", "audio", "text", "speaker"):
+        columns.use(key)
+    problems: list[tuple[str, ValueError]] = []
+    recordings = _read_recordings(path, problems)
     segments = path.parent / "segments"
-    found = _cut_segments(segments, recordings) if segments.is_file() else recordings
+    found = _cut_segments(segments, recordings, problems) if segments.is_file() else recordings
+    yield from problems
     for identifier, (place, entry) in found.items():
         about = {"text": texts.get(identifier), "speaker": speakers.get(identifier)}
         yield place, {"id": identifier, **entry, **about}
 
 
-def read_lhotse_cut(cut: Entry, place: str) -> Entry:
-    """A Lhotse cut; refuses cuts of several recordings, of one channel of many, and altered ones.
-
-    A cut that is its whole recording becomes a whole file. Texts of several supervisions are
-    joined; a speaker is one that they agree on.
-    """
-    recording = cut.get("recording")
-    kind = cut.get("type", "MonoCut")
-    if kind != "MonoCut" or not isinstance(recording, dict):
-        raise ValueError(f"{place}: cut {cut.get('id')!r} is a {kind}; only MonoCuts are read")
-    sources = recording.get("sources") or [{}]
-    channels = recording.get("channel_ids") or sources[0].get("channels") or [0]
-    if len(sources) != 1 or sources[0].get("type") != "file" or len(channels) != 1:
-        raise ValueError(
-            f"{place}: cut {cut.get('id')!r} is not of one mono sound file; save it as one first"
-        )
-    if recording.get("transforms"):
-        raise ValueError(f"{place}: cut {cut.get('id')!r} is transformed; save its sound first")
-    start_s, duration_s = float(cut["start"]), float(cut["duration"])
-    supervisions = cut.get("supervisions") or []
-    speakers = {each.get("speaker") for each in supervisions}
-    entry: Entry = {
-        "id": cut.get("id"),
-        "audio": sources[0].get("source"),
-        "num_samples": seconds_to_samples(duration_s),
-        "text": " ".join(each["text"] for each in supervisions if each.get("text")),
-        "speaker": speakers.pop() if len(speakers) == 1 else None,
-    }
-    total_s = recording.get("duration")
-    if start_s > 0 or total_s is None or abs(duration_s - total_s) > _WHOLE_TOLERANCE_S:
-        entry["start_samples"] = seconds_to_samples(start_s)
-    return entry
+Problems = list[tuple[str, ValueError]]
 
 
-def read_table(path: Path) -> Iterator[tuple[str, Entry]]:
-    """A Parquet or Arrow file with sound files in a column, as Hugging Face `datasets` writes.
-
-    A row without an id gets the name of its sound file, or FILE/ROW.
-    """
-    for number, row in enumerate(list_table(path)):
-        identifier = _first(row, _ID_KEYS)
-        if identifier is None and row["path"]:
-            name = PurePosixPath(str(row["path"]))
-            identifier = name.stem if name.is_absolute() else name.with_suffix("").as_posix()
-        yield (
-            f"{path}: row {number}",
-            {
-                "id": f"{path.stem}/{number}" if identifier is None else identifier,
-                "audio": path.name,
-                "entry": number,
-                "text": _first(row, _TEXT_KEYS),
-                "speaker": _first(row, _SPEAKER_KEYS),
-            },
-        )
-
-
-def read_tar(path: Path) -> Iterator[tuple[str, Entry]]:
-    """A WebDataset tar; text and speaker come from the .txt and .json of a sample."""
-    for sound in list_tar(path):
-        place = f"{path}: {sound.key}"
-        about: Any = {}
-        try:
-            if ".json" in sound.sidecars:
-                about = json.loads(sound.sidecars[".json"])
-            text = sound.sidecars.get(".txt", b"").decode().strip()
-        except ValueError as error:
-            raise ValueError(f"{place}: its .json or .txt cannot be read: {error}") from error
-        about = about if isinstance(about, dict) else {}
-        yield (
-            place,
-            {
-                "id": sound.key.removeprefix("./"),
-                "audio": path.name,
-                "entry": sound.offset,
-                "text": text or _first(about, _TEXT_KEYS),
-                "speaker": _first(about, _SPEAKER_KEYS),
-            },
-        )
-
-
-def list_saved_dataset(folder: Path) -> list[Path] | None:
-    """The Arrow files of a folder that `Dataset.save_to_disk` wrote; None for other folders."""
-    state = folder / "state.json"
-    if not state.is_file():
-        return None
-    try:
-        said = json.loads(state.read_text(encoding="utf-8"))
-        return [folder / file["filename"] for file in said["_data_files"]]
-    except (ValueError, KeyError, TypeError):
-        return None
-
-
-def _first(values: Entry, keys: tuple[str, ...]) -> str | None:
-    """The first of these that has a value, as text: published tables number their speakers."""
-    found = next((values[key] for key in keys if values.get(key) is not None), None)
-    return None if found is None else str(found)
-
-
-def _read_recordings(path: Path, lines: Iterable[str]) -> dict[str, tuple[str, Entry]]:
+def _read_recordings(path: Path, problems: Problems) -> dict[str, tuple[str, Entry]]:
     recordings: dict[str, tuple[str, Entry]] = {}
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        place = f"{path}:{number}"
+
+    def read(line: str, place: str) -> None:
         identifier, audio = _split_kaldi_line(line)
         if not audio:
             raise ValueError(f"{place}: expected 'id path', got {line.strip()!r}")
@@ -148,19 +220,23 @@ def _read_recordings(path: Path, lines: Iterable[str]) -> dict[str, tuple[str, E
             raise ValueError(f"{place}: {identifier!r} is a command pipe; write it to a file first")
         if identifier in recordings:
             raise ValueError(f"{place}: the id {identifier!r} is already used")
-        recordings[identifier] = (place, {"audio": audio})
+        archive, _, offset = audio.rpartition(":")
+        entry: Entry = {"audio": audio}
+        if archive.lower().endswith(".ark") and offset.isdigit():
+            entry = {"audio": archive, "entry": int(offset)}
+        recordings[identifier] = (place, entry)
+
+    _for_each_line(path, read, problems)
     return recordings
 
 
 def _cut_segments(
-    path: Path, recordings: dict[str, tuple[str, Entry]]
+    path: Path, recordings: dict[str, tuple[str, Entry]], problems: Problems
 ) -> dict[str, tuple[str, Entry]]:
     """The lines 'id recording start_s end_s'; an end of -1 is that of the recording."""
     segments: dict[str, tuple[str, Entry]] = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        if not line.strip():
-            continue
-        place = f"{path}:{number}"
+
+    def read(line: str, place: str) -> None:
         try:
             identifier, recording, start_s, end_s = line.split()
             start = seconds_to_samples(float(start_s))
@@ -175,15 +251,29 @@ def _cut_segments(
         if end is not None:
             entry["num_samples"] = end - start
         segments[identifier] = (place, entry)
+
+    _for_each_line(path, read, problems)
     return segments
+
+
+def _for_each_line(path: Path, read: Callable[[str, str], None], problems: Problems) -> None:
+    """Calls `read(line, place)` for every line that is not blank; what it raises is kept."""
+    with open_list(path) as lines:
+        for number, line in lines:
+            if line.strip():
+                place = f"{path}:{number}"
+                try:
+                    read(line, place)
+                except ValueError as error:
+                    problems.append((place, error))
 
 
 def _read_kaldi_table(path: Path) -> dict[str, str]:
     """Lines 'id value...' as a dictionary; empty when the file is not there."""
     if not path.is_file():
         return {}
-    with path.open(encoding="utf-8") as file:
-        return dict(_split_kaldi_line(line) for line in file if line.strip())
+    with open_list(path) as lines:
+        return dict(_split_kaldi_line(line) for _, line in lines if line.strip())
 
 
 def _split_kaldi_line(line: str) -> tuple[str, str]:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dmcodec.audio import check_samples, overlapping_parts
+from dmcodec.audio import check_samples, find_problem, overlapping_parts
 from dmcodec.tokens.bitstream import Header
 
 WINDOW_FRAMES, CONTEXT_FRAMES = 3000, 500
@@ -77,8 +77,9 @@ class OnnxCodec:
         if waveform.ndim not in (1, 2) or waveform.size == 0:
             raise ValueError(f"a waveform must be [T] or [B, T], got shape {waveform.shape}")
         check_samples(waveform)
-        if not np.isfinite(waveform).all():
-            raise ValueError("the waveform holds NaN or infinite samples")
+        problem = find_problem(waveform)
+        if problem is not None:
+            raise ValueError(f"the waveform {problem}")
         if num_codebooks is not None and not 1 <= num_codebooks <= self.num_codebooks:
             raise ValueError(f"num_codebooks is {num_codebooks}; there are {self.num_codebooks}")
         batch = np.atleast_2d(waveform.astype(np.float32))[:, None]  # [B, 1, T]

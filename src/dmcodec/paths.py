@@ -2,34 +2,31 @@
 
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from dmcodec.audio import find_audio_files
+from dmcodec.sound.folders import find_files
 
 
-def find_inputs(inputs: Sequence[Path], suffixes: Sequence[str] | None = None) -> list[Path]:
+def find_inputs(
+    inputs: Sequence[Path],
+    on_problem: Callable[[str], None],
+    suffixes: Sequence[str] | None = None,
+) -> list[Path]:
     """Files as they are given, and those inside folders (sound files, or of the suffixes given).
 
-    A file that is named twice is one; hidden files inside folders are left out.
-
-    Raises FileNotFoundError for a folder without any.
+    A file that is named twice is one; hidden files inside folders are left out, links followed.
+    `on_problem` gets a sentence for each folder without any.
     """
     found: list[Path] = []
     for path in inputs:
         if not path.is_dir():
             found.append(path)
             continue
-        if suffixes is None:
-            inside = find_audio_files(path)
-        else:
-            inside = sorted(
-                p
-                for p in path.rglob("*")
-                if p.suffix in suffixes and p.name[0] != "." and p.is_file()
-            )
+        inside = find_audio_files(path) if suffixes is None else find_files(path, suffixes)
         if not inside:
-            raise FileNotFoundError(f"folder {path} holds no file to work on")
+            on_problem(f"folder {path} holds no file to work on")
         found += inside
     return list(dict.fromkeys(found))
 

@@ -1,9 +1,11 @@
 """The waveform of an utterance: from a sound file, a segment of one, or a container of many.
 
-What utterances there are is known to manifest.py, what is in a container to containers.py.
+What utterances there are is known to manifest.py, what is in a container to containers.py and
+tables.py.
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,8 +17,9 @@ from dmcodec.audio import (
     read_audio,
     read_parts,
 )
-from dmcodec.containers import read_table_sound, read_tar_sound
+from dmcodec.containers import read_ark_sound, read_tar_sound
 from dmcodec.manifest import Utterance
+from dmcodec.tables import TABLE_SUFFIXES, read_table_sound
 
 # A manifest's seconds with two decimals may end a segment so much after its file.
 _SEGMENT_TOLERANCE_S = 0.01
@@ -106,9 +109,11 @@ def open_sound(utterance: Utterance) -> Path | SoundBytes:
         return path
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
-    name = f"{path}[{utterance.id}]"
-    read = read_tar_sound if path.suffix.lower() == ".tar" else read_table_sound
-    return SoundBytes(name, read(path, entry))
+    if path.name.lower().endswith(TABLE_SUFFIXES):
+        sound = read_table_sound(path, entry)
+        return sound if isinstance(sound, Path) else replace(sound, name=f"{path}[{utterance.id}]")
+    read = read_ark_sound if path.suffix.lower() == ".ark" else read_tar_sound
+    return SoundBytes(f"{path}[{utterance.id}]", read(path, entry))
 
 
 def _span(utterance: Utterance, total: int, sample_rate: int) -> tuple[int, int]:

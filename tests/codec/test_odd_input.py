@@ -1,9 +1,13 @@
 """What the codec answers to input that is no speech: an error, or finite codes and sound."""
 
+import io
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
+from dmcodec.audio import write_audio
 from dmcodec.codec.model import Codec
 
 RATE = 16000
@@ -18,6 +22,40 @@ def test_one_sample_that_is_not_finite_is_refused(codec: Codec, value: float, ki
         codec.encode(kind(waveform))
     with pytest.raises(ValueError, match="NaN or infinite"):
         codec.encode([np.zeros(10, np.float32), kind(waveform)])
+
+
+@pytest.mark.parametrize("kind", [np.asarray, torch.as_tensor])
+def test_integers_that_nobody_divided_are_refused(codec: Codec, kind) -> None:
+    speech = (3000 * np.random.default_rng(0).standard_normal(1000)).astype(np.float32)
+    for loud in (speech, np.full(1000, 3e38, np.float32)):
+        with pytest.raises(ValueError, match=r"audio has samples up to .* where full scale is 1"):
+            codec.encode(kind(loud))
+
+
+def test_bytes_and_open_files_are_sound_files(codec: Codec, tmp_path: Path) -> None:
+    write_audio(tmp_path / "x.flac", 0.1 * np.random.default_rng(0).standard_normal(5000), 8000)
+    data = (tmp_path / "x.flac").read_bytes()
+    expected = codec.encode(tmp_path / "x.flac").codes
+    with (tmp_path / "x.flac").open("rb") as file:
+        for sound in (data, bytearray(data), memoryview(data), io.BytesIO(data), file):
+            assert torch.equal(codec.encode(sound).codes, expected)
+    assert len(codec.encode([data, tmp_path / "x.flac", np.zeros(700, np.float32)])) == 3
+    with pytest.raises(ValueError, match="the bytes given: cannot be read as sound"):
+        codec.encode(b"no sound at all")
+    with (
+        (tmp_path / "x.flac").open(encoding="latin-1") as text,
+        pytest.raises(ValueError, match="open in binary mode"),
+    ):
+        codec.encode(text)
+
+
+def test_whole_float_sample_rates_are_taken(codec: Codec) -> None:
+    waveform = np.random.default_rng(0).standard_normal(4000).astype(np.float32) * 0.1
+    expected = codec.encode(waveform, sample_rate=8000).codes
+    for rate in (8000.0, np.float32(8000), np.int64(8000)):
+        assert torch.equal(codec.encode(waveform, sample_rate=rate).codes, expected)
+    with pytest.raises(ValueError, match=r"a whole number of Hz, got 8000\.5"):
+        codec.encode(waveform, sample_rate=8000.5)
 
 
 ODD = {

@@ -159,7 +159,7 @@ def test_what_cannot_stream_is_refused() -> None:
         StreamEncoder(Codec(CodecConfig(seanet=SEANetConfig(num_filters=2, latent_dim=4))).eval())
     with pytest.raises(ValueError, match="is_encoder_bidirectional = false"):
         SEANetConfig(is_causal=True)
-    with pytest.raises(ValueError, match="finite float samples"):
+    with pytest.raises(ValueError, match="chunk 0 has NaN or infinite samples"):
         StreamEncoder(CODEC).push([torch.tensor([float("nan")])], [StreamState()])
     with pytest.raises(ValueError, match="1 chunks for 2 states"):
         StreamEncoder(CODEC).push([noise(5, 1)], [StreamState()] * 2)

@@ -1,4 +1,5 @@
 import json
+import os
 import sys
 import threading
 from pathlib import Path
@@ -11,6 +12,7 @@ from typer.testing import CliRunner, Result
 from dmcodec import cli
 from dmcodec.audio import write_audio
 from dmcodec.codec.model import Codec, CodecConfig
+from dmcodec.manifest import read_manifest
 from dmcodec.tokens.shards import read_info, read_rows
 
 pytest.importorskip("pyarrow", reason="shards are Parquet: pip install 'dmcodec[data]'")
@@ -119,3 +121,58 @@ def test_no_thread_of_a_stopped_job_stays_behind(
 
     assert not [each for each in threading.enumerate() if each.name.startswith("reader")]
     assert torch.get_num_threads() == 1
+
+
+def test_bad_lines_and_lists_are_named_and_the_rest_is_made(
+    model: Path, manifest: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "empty").mkdir()
+    manifest.write_text(manifest.read_text() + "\n{oops\n")
+
+    result = run(manifest, tmp_path / "empty", "-o", tmp_path / "out", "--model", model)
+
+    assert result.exit_code == 1
+    assert "m.jsonl:7: not one JSON object a line" in result.output
+    assert f"{tmp_path / 'empty'}: holds no utterances" in result.output
+    assert "6 done, 0 were there, 0 failed" in result.output
+    assert "2 lines or lists could not be read" in result.output
+    assert len(list(read_rows(tmp_path / "out"))) == 6
+    nothing = run(tmp_path / "empty", "-o", tmp_path / "none", "--model", model)
+    assert nothing.exit_code == 1
+    assert not (tmp_path / "none").exists()
+
+
+def test_columns_are_read_by_the_names_given(model: Path, manifest: Path, tmp_path: Path) -> None:
+    table = tmp_path / "m.tsv"
+    table.write_text("clip\tsatz\tsprecher\nspeech/0.wav\thallo du\t12\n")
+    columns = ("--column", "audio=clip", "--column", "text=satz", "--column", "speaker=sprecher")
+
+    result = run(table, *columns, "-o", tmp_path / "out", "--model", model)
+
+    assert result.exit_code == 0, result.output
+    (row,) = read_rows(tmp_path / "out")
+    assert (row.id, row.text, row.speaker) == ("speech/0", "hallo du", "12")
+
+
+def test_ids_too_long_for_files_fail_alone_and_odd_names_come_through(
+    model: Path, manifest: Path, tmp_path: Path
+) -> None:
+    odd = Path(os.fsdecode(bytes(tmp_path / "speech") + b"/caf\xe9.wav"))
+    (tmp_path / "speech" / "0.wav").rename(odd)
+    gone = Path(os.fsdecode(bytes(tmp_path / "speech") + b"/gone\xe9.wav"))
+    lines = [
+        {"id": "a" * 252, "audio": "speech/1.wav"},
+        {"id": "ü" * 118, "audio": "speech/2.wav"},
+        {"audio": str(odd)},
+        {"audio": str(gone)},
+    ]
+    manifest.write_text("\n".join(map(json.dumps, lines)))
+
+    result = run(manifest, "--dmc", "-o", tmp_path / "out", "--model", model)
+
+    assert "2 done, 0 were there, 2 failed" in result.output
+    assert "is too long for the name of a file; leave out --dmc" in result.output
+    assert (tmp_path / "out" / "dmc" / f"{'ü' * 118}.dmc").is_file()
+    assert [row.id.rpartition("/")[2] for row in read_rows(tmp_path / "out")][1:] == ["caf%E9"]
+    failed = read_manifest(tmp_path / "out" / "failures.jsonl")
+    assert [each.audio for each in failed] == [tmp_path / "speech" / "1.wav", gone]

@@ -1,13 +1,17 @@
 """Commands that work on files: encode, decode, reconstruct, info."""
 
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NamedTuple, Self
+from typing import TYPE_CHECKING, Annotated, BinaryIO, NamedTuple, Self
 
 import typer
 
 from dmcodec.cli import streams
 from dmcodec.cli.options import (
+    STDIN,
+    ColumnNames,
     CommandError,
     Device,
     Force,
@@ -19,11 +23,13 @@ from dmcodec.cli.options import (
     Threads,
     describe,
     load_codec,
+    parse_columns,
     read_bytes,
     say_damaged,
 )
 
 if TYPE_CHECKING:
+    from dmcodec.audio import Waveform
     from dmcodec.codec.model import Codec
     from dmcodec.files import Reconstruction
 
@@ -46,24 +52,31 @@ def encode(
     backend: Backend = streams.Runtime.TORCH,
 ) -> None:
     """Encode sound files (wav, flac, ogg, mp3, any rate and channels) to .dmc files."""
+    from dmcodec.audio import SoundBytes
     from dmcodec.paths import find_inputs, plan_outputs, write_bytes
 
-    paths = find_inputs(inputs)
+    problems: list[str] = []
+    is_piped = _is_piped(inputs, output)
+    paths = [] if is_piped else find_inputs(inputs, problems.append)
     targets = plan_outputs(inputs, paths, output, ".dmc")
     if backend == streams.Runtime.ONNX:
         _check_onnx_options(device, precision)
-        encode_onnx = streams.onnx_encoder(model, num_codebooks, threads)
-        _for_each("encoding", paths, targets, lambda a, b: write_bytes(b, encode_onnx(a)), force)
-        return
-    from dmcodec.files import encode_file, identify
+        encode_sound = streams.onnx_encoder(model, num_codebooks, threads)
+    else:
+        from dmcodec.files import encode_file, identify
 
-    codec = load_codec(model, device, precision, threads)
-    identity = identify(codec)
+        codec = load_codec(model, device, precision, threads)
+        identity = identify(codec)
+        encode_sound = partial(encode_file, codec, identity, num_codebooks=num_codebooks)
+    if is_piped:
+        sys.stdout.buffer.write(encode_sound(SoundBytes("stdin", sys.stdin.buffer.read())))
+        sys.stdout.buffer.flush()
+        return
 
     def work(path: Path, target: Path) -> None:
-        write_bytes(target, encode_file(codec, identity, path, num_codebooks=num_codebooks))
+        write_bytes(target, encode_sound(path))
 
-    _for_each("encoding", paths, targets, work, force)
+    _for_each("encoding", paths, targets, work, force, problems=problems)
 
 
 def decode(
@@ -87,34 +100,70 @@ def decode(
     from dmcodec.audio import write_audio_blocks
     from dmcodec.paths import find_inputs, plan_outputs
 
-    paths = find_inputs(inputs, [".dmc"])
+    problems: list[str] = []
+    is_piped = _is_piped(inputs, output)
+    paths = [] if is_piped else find_inputs(inputs, problems.append, [".dmc"])
     targets = plan_outputs(inputs, paths, output, ".wav")
     if backend == streams.Runtime.ONNX:
         _check_onnx_options(device, precision)
-        decode_onnx = streams.onnx_decoder(
+        decode_codes = streams.onnx_decoder(
             model, num_codebooks, threads, any_model=any_model, skip_damage=skip_damage
         )
-        _for_each("decoding", paths, targets, decode_onnx, force)
+    else:
+        codec = load_codec(model, device, precision, threads)
+        decode_codes = _torch_decoder(codec, num_codebooks, any_model, skip_damage)
+    if is_piped:
+        _write_wav(sys.stdout.buffer, *decode_codes(STDIN, sys.stdin.buffer.read()))
         return
-    from dmcodec.files import decode_blocks, identify
-
-    codec = load_codec(model, device, precision, threads)
-    identity = None if any_model else identify(codec)
 
     def work(path: Path, target: Path) -> None:
+        blocks, sample_rate = decode_codes(path, read_bytes(path))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        write_audio_blocks(target, blocks, sample_rate)
+
+    _for_each("decoding", paths, targets, work, force, problems=problems)
+
+
+def _torch_decoder(
+    codec: "Codec", num_codebooks: int | None, any_model: bool, skip_damage: bool
+) -> "Callable[[Path, bytes], tuple[Iterator[Waveform], int]]":
+    """As `streams.onnx_decoder`."""
+    from dmcodec.files import decode_blocks, identify
+
+    identity = None if any_model else identify(codec)
+
+    def decode_codes(path: Path, data: bytes) -> "tuple[Iterator[Waveform], int]":
         blocks, damaged = decode_blocks(
             codec,
             identity,
-            read_bytes(path),
+            data,
             num_codebooks=num_codebooks,
             on_damage="skip" if skip_damage else "raise",
         )
-        target.parent.mkdir(parents=True, exist_ok=True)
-        write_audio_blocks(target, blocks, codec.config.sample_rate)
         if damaged:
             say_damaged(path, damaged)
+        return blocks, codec.config.sample_rate
 
-    _for_each("decoding", paths, targets, work, force)
+    return decode_codes
+
+
+def _is_piped(inputs: Sequence[Path], output: Path | None) -> bool:
+    """Whether the command reads stdin and writes stdout; CommandError for half of that."""
+    if STDIN not in inputs:
+        return False
+    if len(inputs) > 1 or output is not None:
+        raise CommandError("- reads stdin and writes stdout: it goes with no other input or -o")
+    return True
+
+
+def _write_wav(sink: BinaryIO, blocks: "Iterator[Waveform]", sample_rate: int) -> None:
+    """Sound as a 16-bit WAV file, whole, so that its header knows its size."""
+    import numpy as np
+
+    from dmcodec.audio import dump_wav_16
+
+    sink.write(dump_wav_16(np.concatenate(list(blocks)), sample_rate))
+    sink.flush()
 
 
 def reconstruct(
@@ -131,6 +180,7 @@ def reconstruct(
     precision: PrecisionName = "float32",
     threads: Threads = None,
     force: Force = False,
+    columns: ColumnNames = None,
 ) -> None:
     """Encode and decode sound files (or a .jsonl manifest), and measure what is left of them."""
     import torch
@@ -140,7 +190,8 @@ def reconstruct(
     from dmcodec.files import reconstruct as reconstruct_file
     from dmcodec.paths import plan_outputs, write_bytes
 
-    paths, names = _find_speech(inputs)
+    problems: list[str] = []
+    paths, names = _find_speech(inputs, parse_columns(columns), problems.append)
     # Without a folder nothing is written.
     targets = list(paths) if output is None else plan_outputs(inputs, paths, output, ".wav", names)
     codec = load_codec(model, device, precision, threads)
@@ -166,6 +217,7 @@ def reconstruct(
         force or output is None,
         beside=(".dmc", ".png"),
         end=False,
+        problems=problems,
     )
     _show_reconstructions(codec, results)
     if output is not None and results:
@@ -204,15 +256,17 @@ def _for_each(
     *,
     beside: Sequence[str] = (),
     end: bool = True,
+    problems: Sequence[str] = (),
 ) -> bool:
     """Works on every file with a progress bar; what fails is named with its reason at the end.
 
     Without `force` nothing is replaced: neither a target nor its namesakes with suffixes `beside`.
+    `problems` are of inputs that gave no file: they are named and counted with the failures.
     Gives whether any failed; with `end` the command ends with exit code 1 instead.
     """
     from rich.progress import Progress
 
-    failures: list[str] = []
+    failures = list(problems)
     with Progress(transient=True, disable=len(paths) < 2) as progress:
         for path, target in progress.track(
             list(zip(paths, targets, strict=True)), description=title
@@ -228,21 +282,29 @@ def _for_each(
     for failure in failures:
         typer.secho(f"dmcodec: {failure}", fg="red", err=True)
     if failures or len(paths) > 1:
-        typer.echo(f"{title}: {len(paths) - len(failures)} done, {len(failures)} failed", err=True)
+        num_done = len(paths) + len(problems) - len(failures)
+        typer.echo(f"{title}: {num_done} done, {len(failures)} failed", err=True)
     if failures and end:
         raise typer.Exit(1)
     return bool(failures)
 
 
-def _find_speech(inputs: Sequence[Path]) -> tuple[list[Path], dict[Path, str]]:
+def _find_speech(
+    inputs: Sequence[Path], columns: dict[str, str], on_problem: Callable[[str], None]
+) -> tuple[list[Path], dict[Path, str]]:
     """Sound files of files, folders and manifests; those of manifests with their ids."""
     from dmcodec.manifest import read_manifests
+    from dmcodec.manifest_kinds import is_manifest
     from dmcodec.paths import find_inputs
 
-    manifests = [path for path in inputs if path.suffix in (".jsonl", ".tsv", ".scp")]
-    utterances = read_manifests(manifests)
-    ids = {each.sound_file: each.id for each in utterances}
-    others = find_inputs([path for path in inputs if path not in manifests])
+    manifests = [path for path in inputs if is_manifest(path)]
+    ids: dict[Path, str] = {}
+    for utterance in read_manifests(manifests, columns=columns, on_problem=on_problem):
+        try:
+            ids[utterance.sound_file] = utterance.id
+        except ValueError as problem:
+            on_problem(str(problem))
+    others = find_inputs([path for path in inputs if path not in manifests], on_problem)
     return list(dict.fromkeys([*ids, *others])), ids
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dmcodec.cli.options import (
+    ColumnNames,
     CommandError,
     Device,
     Model,
@@ -16,6 +17,7 @@ from dmcodec.cli.options import (
     PrecisionName,
     check_device,
     load_codec,
+    parse_columns,
 )
 
 if TYPE_CHECKING:
@@ -107,7 +109,7 @@ def tokenize(  # noqa: PLR0913 (one for each flag)
         list[Path],
         typer.Argument(
             metavar="MANIFEST...",
-            help="Folder, .jsonl, .tsv, wav.scp, Lhotse cuts, .parquet, .tar or saved dataset.",
+            help="Folder, .jsonl, .csv, .tsv, wav.scp, Lhotse, .parquet, .tar or saved dataset.",
         ),
     ],
     output: Annotated[
@@ -142,6 +144,7 @@ def tokenize(  # noqa: PLR0913 (one for each flag)
         typer.Option(help="auto, local, HOST:PORT, ray://HOST:10001; default: find or start."),
     ] = None,
     ray_workers: Annotated[int, typer.Option(min=1, help="Ray workers with the model.")] = 1,
+    columns: ColumnNames = None,
 ) -> None:
     """Turn a corpus into Parquet shards of tokens; run again to go on where it stopped."""
     import torch
@@ -156,7 +159,14 @@ def tokenize(  # noqa: PLR0913 (one for each flag)
 
     if batch_seconds is None:
         batch_seconds = 16.0 if device == "cpu" else 400.0
-    utterances = read_manifests(manifests)
+    problems: list[str] = []
+    utterances = read_manifests(
+        manifests, columns=parse_columns(columns), on_problem=problems.append
+    )
+    for problem in problems:
+        typer.secho(f"dmcodec: {problem}", fg="red", err=True)
+    if not utterances:
+        raise CommandError("no utterance could be read from the manifests")
     codec = load_codec(model, "cpu" if ray else device, threads=threads)
     try:
         codec.precision = check_precision(precision, torch.device(device))
@@ -202,6 +212,9 @@ def tokenize(  # noqa: PLR0913 (one for each flag)
     for failure in job.failures[:20]:
         typer.secho(f"dmcodec: {failure['id']}: {failure['reason']}", fg="red", err=True)
     typer.echo(job.describe(rate))
+    if problems:
+        typer.echo(f"{len(problems)} lines or lists could not be read, see above", err=True)
+        raise typer.Exit(1)
 
 
 def evaluate(

@@ -12,7 +12,16 @@ if TYPE_CHECKING:
 
     from dmcodec.codec.model import Codec
 
-Inputs = Annotated[list[Path], typer.Argument(metavar="IN...", help="Files or folders.")]
+Inputs = Annotated[
+    list[Path], typer.Argument(metavar="IN...", help="Files or folders; -: stdin, then to stdout.")
+]
+ColumnNames = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--column", metavar="KEY=NAME", help="Column of a list for text, audio, speaker or id."
+    ),
+]
+STDIN = Path("-")
 Output = Annotated[
     Path | None,
     typer.Option("-o", "--output", metavar="DIR", help="Folder for results; default: beside IN."),
@@ -81,8 +90,21 @@ def load_codec(
     return codec
 
 
+def parse_columns(assignments: Sequence[str] | None) -> dict[str, str]:
+    """`text=sentence` ... as a dictionary; CommandError for anything else."""
+    columns = {}
+    for assignment in assignments or []:
+        key, equals, name = assignment.partition("=")
+        if not (key and equals and name):
+            raise CommandError(f"--column {assignment!r} is not KEY=NAME, as in text=sentence")
+        columns[key] = name
+    return columns
+
+
 def read_bytes(path: Path) -> bytes:
-    """The content of a file; FileNotFoundError with one sentence."""
+    """The content of a file or pipe; FileNotFoundError with one sentence."""
+    if path.is_fifo():
+        return path.read_bytes()
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
     return path.read_bytes()
@@ -90,4 +112,4 @@ def read_bytes(path: Path) -> bytes:
 
 def say_damaged(path: Path, damaged: Sequence[int]) -> None:
     """What `decode --skip-damage` left silent."""
-    typer.echo(f"{path}: chunks {', '.join(map(str, damaged))} are damaged and silent")
+    typer.echo(f"{path}: chunks {', '.join(map(str, damaged))} are damaged and silent", err=True)

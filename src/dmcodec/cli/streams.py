@@ -4,7 +4,6 @@ import os
 import signal
 import sys
 import time
-import wave
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import StrEnum
@@ -13,14 +12,13 @@ from typing import TYPE_CHECKING, Annotated, BinaryIO, cast
 
 import typer
 
-from dmcodec.cli.options import CommandError, read_bytes, say_damaged
+from dmcodec.cli.options import CommandError, say_damaged
 
 if TYPE_CHECKING:
     import numpy as np
 
+    from dmcodec.audio import SoundBytes
     from dmcodec.codec.model import Codec
-
-_NOT_PCM = (b"fLaC", b"OggS", b"RF64", b"FORM")
 
 StreamModel = Annotated[
     str, typer.Option(metavar="MODEL", help="Folder or Hub id of a causal codec.")
@@ -54,8 +52,9 @@ def stream(
 ) -> None:
     """Encode or decode a live stream from stdin to stdout.
 
-    Sound is 16-bit mono at the codec's rate: WAV, or raw little-endian PCM. Codes are .dmc packets
-    (docs/formats.md). At the end stderr says how long the first packet took.
+    Sound is WAV of any rate, channels and bits, or raw little-endian PCM, 16-bit mono at the
+    codec's rate; what comes back is the latter. Codes are .dmc packets (docs/formats.md). At the
+    end stderr says how long the first packet took.
     """
     import torch
 
@@ -193,59 +192,26 @@ def decode_stream(codec: "Codec", source: BinaryIO, sink: BinaryIO, *, is_wav: b
 
 
 def _read_sound(source: BinaryIO, sample_rate: int, size: int) -> "Iterator[np.ndarray]":
-    """Float32 chunks [size] of 16-bit sound; the last, always there, is shorter, perhaps empty."""
+    """Float32 chunks [size] at `sample_rate`; the last, always there, is shorter, perhaps empty."""
     import numpy as np
 
-    head = source.read(4)
-    if head in _NOT_PCM or head[:3] == b"ID3":
-        raise ValueError(
-            "stdin is a sound file of another kind than WAV; a stream is raw 16-bit PCM or WAV: "
-            "convert it first, with sox or ffmpeg"
-        )
-    read = _read_wav(source, head, sample_rate) if head == b"RIFF" else None
-    rest = b"" if read is not None else head
-    while True:
-        data = bytearray(rest)
-        rest = b""
-        while len(data) < 2 * size:
-            missing = 2 * size - len(data)
-            part = source.read(missing) if read is None else read.readframes(missing // 2)
-            if not part:
-                break
-            data += part
-        even = bytes(data[: len(data) // 2 * 2])
-        yield np.frombuffer(even, "<i2").astype(np.float32) / 32768.0
-        if len(data) < 2 * size:
-            return
+    from dmcodec.audio import StreamResampler, find_problem
+    from dmcodec.sound.live import LiveSound
 
-
-def _read_wav(source: BinaryIO, head: bytes, sample_rate: int) -> wave.Wave_read:
-    try:
-        file = wave.open(cast(BinaryIO, _Unread(head, source)), "rb")  # noqa: SIM115
-    except (wave.Error, EOFError) as error:
-        raise ValueError(f"stdin is no WAV that can be read: {error}") from error
-    layout = (file.getframerate(), file.getnchannels(), file.getsampwidth())
-    if layout != (sample_rate, 1, 2):
-        raise ValueError(
-            f"stdin is {layout[0]} Hz, {layout[1]} channels, {8 * layout[2]} bits; a stream must "
-            f"be {sample_rate} Hz, mono, 16 bits: convert it first, with sox or ffmpeg"
-        )
-    return file
-
-
-class _Unread:
-    """A pipe from which a few bytes were read already: read again, then the rest."""
-
-    def __init__(self, head: bytes, source: BinaryIO) -> None:
-        self._head, self._source = head, source
-
-    def read(self, size: int = -1) -> bytes:
-        """As of a file."""
-        if size < 0:
-            data, self._head = self._head + self._source.read(), b""
-            return data
-        data, self._head = self._head[:size], self._head[size:]
-        return data + self._source.read(size - len(data)) if len(data) < size else data
+    sound = LiveSound(source, sample_rate)
+    resampler = StreamResampler(sound.sample_rate, sample_rate)
+    wanted = -(-size * sound.sample_rate // sample_rate)
+    buffer = np.zeros(0, np.float32)
+    for block in sound.chunks(wanted):
+        problem = find_problem(block) if len(block) else None
+        if problem is not None:
+            raise ValueError(f"stdin {problem}")
+        ready = resampler.push(block, is_last=len(block) < wanted)
+        buffer = np.concatenate([buffer, ready])
+        while len(buffer) >= size:
+            yield buffer[:size]
+            buffer = buffer[size:]
+    yield buffer
 
 
 def _wav_header(sample_rate: int) -> bytes:
@@ -292,19 +258,20 @@ def export(
 
 def onnx_encoder(
     model: str | None, num_codebooks: int | None, threads: int | None
-) -> Callable[[Path], bytes]:
+) -> "Callable[[Path | SoundBytes], bytes]":
     """A function from a sound file to the bytes of its .dmc file; torch is not needed."""
-    from dmcodec.audio import audio_info, read_parts
+    from dmcodec.audio import audio_info, hold_pipe, read_parts
     from dmcodec.onnx_codec import OnnxCodec
     from dmcodec.tokens.bitstream import dumps
 
     codec = OnnxCodec(_export_folder(model), num_threads=threads)
 
-    def encode(path: Path) -> bytes:
+    def encode(path: "Path | SoundBytes") -> bytes:
+        sound = hold_pipe(path)
         parts = read_parts(
-            path,
+            sound,
             sample_rate=codec.sample_rate,
-            num_samples=audio_info(path).num_samples_at(codec.sample_rate),
+            num_samples=audio_info(sound).num_samples_at(codec.sample_rate),
         )
         codes, num_samples = codec.encode_long(parts, num_codebooks=num_codebooks)
         return dumps(codes, codec.header(num_samples, len(codes)))
@@ -319,16 +286,15 @@ def onnx_decoder(
     *,
     any_model: bool,
     skip_damage: bool,
-) -> Callable[[Path, Path], None]:
-    """A function from a .dmc file to a WAV file; torch is not needed."""
-    from dmcodec.audio import write_audio_blocks
+) -> "Callable[[Path, bytes], tuple[Iterator[np.ndarray], int]]":
+    """A function from a .dmc file and its bytes to sound [T_i] and its rate; without torch."""
     from dmcodec.onnx_codec import OnnxCodec
     from dmcodec.tokens.bitstream import loads, silence_lost_frames
 
     codec = OnnxCodec(_export_folder(model), num_threads=threads)
 
-    def decode(path: Path, target: Path) -> None:
-        file = loads(read_bytes(path), on_damage="skip" if skip_damage else "raise")
+    def decode(path: Path, data: bytes) -> "tuple[Iterator[np.ndarray], int]":
+        file = loads(data, on_damage="skip" if skip_damage else "raise")
         header = file.header
         if not any_model:
             header.check_model(codec.model_id, codec.model_hash)
@@ -336,10 +302,9 @@ def onnx_decoder(
         if num_codebooks is not None and num_codebooks > header.num_codebooks:
             raise ValueError(f"it has {header.num_codebooks} books, not {num_codebooks}")
         blocks = codec.decode_long(file.codes[:num_codebooks], header.num_samples)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        write_audio_blocks(target, silence_lost_frames(blocks, file), codec.sample_rate)
         if file.damaged_chunks:
             say_damaged(path, file.damaged_chunks)
+        return silence_lost_frames(blocks, file), codec.sample_rate
 
     return decode
 

@@ -2,46 +2,54 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import IO, TYPE_CHECKING, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
-Audio = str | Path | np.ndarray | Tensor
+if TYPE_CHECKING:
+    from dmcodec.audio import SoundBytes
+
+Audio = str | Path | bytes | bytearray | memoryview | IO[bytes] | np.ndarray | Tensor
 
 
 def to_waveforms(
-    audio: Audio | Sequence[Audio], given_rate: int | None, sample_rate: int
+    audio: Audio | Sequence[Audio], given_rate: float | None, sample_rate: int
 ) -> list[Tensor]:
     """All waveforms in `audio` as float32 tensors [T] at `sample_rate`.
 
     Args:
-        audio: a path, an array or tensor [T], [B, T] or [B, 1, T], or a list of any of these.
+        audio: a path, the bytes of a sound file or an open one, an array or tensor [T], [B, T] or
+            [B, 1, T], or a list of any of these.
         given_rate: Hz of arrays and tensors; None when it is `sample_rate`. Files know theirs.
         sample_rate: Hz of the result.
 
-    Raises ValueError for what is empty, not finite, not float or of another shape, and what
-    `read_audio` raises for files.
+    Raises ValueError for what is empty, not finite, far beyond full scale, not float or of another
+    shape, and what `read_audio` raises for files.
     """
-    if isinstance(audio, str | Path):
+    sound = _find_sound(audio)
+    if sound is not None:
         from dmcodec.audio import read_audio
 
-        return [torch.from_numpy(read_audio(Path(audio), sample_rate=sample_rate))]
+        return [torch.from_numpy(read_audio(sound, sample_rate=sample_rate))]
     if isinstance(audio, np.ndarray | Tensor):
         waveforms = list(_rows(audio))
         if given_rate is None or given_rate == sample_rate:
             return waveforms
-        from dmcodec.audio import resample
+        from dmcodec.audio import resample, whole_rate
 
+        given_rate = whole_rate(given_rate)
         return [
             torch.from_numpy(resample(w.cpu().numpy(), given_rate, sample_rate)) for w in waveforms
         ]
     if not isinstance(audio, Sequence) or not audio:
         raise ValueError(
-            "audio must be a path, a numpy array, a tensor or a non-empty list of these, "
-            f"got {type(audio).__name__}"
+            "audio must be a path, bytes, a file, a numpy array, a tensor or a non-empty list of "
+            f"these, got {type(audio).__name__}"
         )
-    return [w for one in audio for w in to_waveforms(one, given_rate, sample_rate)]
+    several = cast(Sequence[Audio], audio)
+    return [w for one in several for w in to_waveforms(one, given_rate, sample_rate)]
 
 
 def _rows(audio: np.ndarray | Tensor) -> Tensor:
@@ -71,6 +79,31 @@ def _rows(audio: np.ndarray | Tensor) -> Tensor:
         )
     if waveform.numel() == 0:
         raise ValueError("audio is empty; give at least one sample")
-    if not bool(torch.isfinite(waveform).all()):
-        raise ValueError("audio holds NaN or infinite samples")
+    problem = find_problem(waveform)
+    if problem is not None:
+        raise ValueError(f"audio {problem}")
     return waveform
+
+
+def find_problem(waveform: Tensor) -> str | None:
+    """As `dmcodec.audio.find_problem`, of at least one sample on any device."""
+    from dmcodec.audio import find_problem as find
+
+    extremes = torch.stack([waveform.min(), waveform.max()])  # NaN where there is one
+    return find(extremes.float().cpu().numpy())
+
+
+def _find_sound(audio: object) -> "Path | SoundBytes | None":
+    """The path, or the bytes of a file that is in memory or open; None for anything else."""
+    from dmcodec.audio import SoundBytes
+
+    if isinstance(audio, str | Path):
+        return Path(audio)
+    if isinstance(audio, bytes | bytearray | memoryview):
+        return SoundBytes("the bytes given", bytes(audio))
+    if not hasattr(audio, "read"):
+        return None
+    data = audio.read()
+    if not isinstance(data, bytes):
+        raise ValueError("a file to encode must be open in binary mode: open(path, 'rb')")
+    return SoundBytes(str(getattr(audio, "name", "the file given")), data)

@@ -209,18 +209,20 @@ class Codec(nn.Module):
         audio: Audio | Sequence[Audio],
         *,
         num_codebooks: int | None = None,
-        sample_rate: int | None = None,
+        sample_rate: float | None = None,
     ) -> Encoded:
         """Codes of one or several waveforms; each gets the codes that it gets alone.
 
         Args:
-            audio: a path to a sound file of any rate and channel count, a numpy array or tensor
-                [T], [B, T] or [B, 1, T], or a list of any of these, which may differ in length.
+            audio: a path to a sound file of any rate and channel count, its bytes or the open file,
+                a numpy array or tensor [T], [B, T] or [B, 1, T], or a list of any of these, which
+                may differ in length.
             num_codebooks: the first n books only; None for all.
             sample_rate: Hz of arrays and tensors; None when it is the codec's. Files know theirs.
 
-        Raises ValueError for empty, non-finite or wrongly shaped input, FileNotFoundError and
-        `dmcodec.audio.AudioError` for files.
+        Raises ValueError for input that is empty, not finite, far beyond full scale (integers that
+        were not divided) or wrongly shaped, FileNotFoundError and `dmcodec.audio.AudioError` for
+        files.
         """
         waveforms = [
             w.to(self.device) for w in to_waveforms(audio, sample_rate, self.config.sample_rate)

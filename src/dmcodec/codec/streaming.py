@@ -15,6 +15,7 @@ from torch import Tensor
 
 from dmcodec.codec.conv import Conv1d, ConvTranspose1d, SkipLSTM
 from dmcodec.codec.fast import run_layers
+from dmcodec.codec.inputs import find_problem
 from dmcodec.codec.precision import computing_in
 from dmcodec.codec.seanet import Decoder, DecoderBlock, EncoderBlock, ResidualStack, ResidualUnit
 
@@ -59,16 +60,19 @@ class StreamEncoder:
             Codes [K, n_i] for each stream, n_i = (pending + T_i) // hop_length, and its new state.
             Streams with the same n_i are computed together.
 
-        Raises ValueError for samples that are not finite: that stream's state is still the old one.
+        Raises ValueError for samples that are no sound (not finite, far beyond full scale): that
+        stream's state is still the old one.
         """
         if len(chunks) != len(states):
             raise ValueError(f"{len(chunks)} chunks for {len(states)} states")
         hop_length, device = self.codec.config.hop_length, self.codec.device
         heard = []
         for number, (chunk, state) in enumerate(zip(chunks, states, strict=True)):
-            is_fit = chunk.ndim == 1 and chunk.is_floating_point()
-            if not is_fit or not bool(torch.isfinite(chunk).all()):
+            if chunk.ndim != 1 or not chunk.is_floating_point():
                 raise ValueError(f"chunk {number} must be finite float samples [T] in [-1, 1]")
+            problem = find_problem(chunk.detach()) if len(chunk) else None
+            if problem is not None:
+                raise ValueError(f"chunk {number} {problem}")
             chunk = chunk.float().to(device)
             heard.append(chunk if state.pending is None else torch.cat([state.pending, chunk]))
         counts = [len(samples) // hop_length for samples in heard]

@@ -39,6 +39,7 @@ _PACKAGES = (
 class EvaluationConfig(Record):
     """What to evaluate on which clips, and how.
 
+    `columns` are names of columns in the manifests (see `dmcodec.manifest.read_manifests`).
     `systems` are `NAME=KIND:ARG` (see `systems.parse_system`); `kbps` and `delay_samples` say by
     name what a folder or command does not. `measures` are groups (see `scoring.GROUPS`).
     `num_processes` 0 does everything in this process. `max_minutes` ends scoring, which does slow
@@ -49,6 +50,7 @@ class EvaluationConfig(Record):
     """
 
     manifests: tuple[Path, ...] = Field(min_length=1)
+    columns: dict[str, str] = Field(default_factory=dict)
     systems: tuple[str, ...] = Field(min_length=1)
     kbps: dict[str, float] = Field(default_factory=dict)
     delay_samples: dict[str, int] = Field(default_factory=dict)

@@ -96,7 +96,8 @@ def evaluate(
         check_models(config.measures, config.scoring)
     workspace = Workspace(output)
 
-    listed = choose_clips(read_manifests(config.manifests), config.protocol, config.num_clips)
+    found = read_manifests(config.manifests, columns=config.columns)
+    listed = choose_clips(found, config.protocol, config.num_clips)
     lost = prepare_originals(listed, workspace, partial(progress, "originals"))
     utterances = [u for u in listed if u.id not in lost]
     if not utterances:

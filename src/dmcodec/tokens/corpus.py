@@ -248,7 +248,8 @@ def _write_failures(output: Path, job: JobSummary) -> None:
     failures = job.failures
     if failures:
         lines = [json.dumps(each, ensure_ascii=False) + "\n" for each in failures]
-        write_durably(path, "".join(lines).encode())
+        # A file name that is not UTF-8 is escaped, and read back as it was.
+        write_durably(path, "".join(lines).encode(errors="backslashreplace"))
     else:
         path.unlink(missing_ok=True)
 

@@ -3,6 +3,7 @@
 Which utterances form a shard, and what becomes of its rows, is decided in corpus.py.
 """
 
+import os
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
@@ -24,6 +25,7 @@ from dmcodec.tokens.shards import CorpusInfo, ShardSummary, TokenRow, dump_shard
 
 # Utterances share a batch only when the shortest has this much of the longest one's length.
 _LEAST_FILL = 0.8
+_MAX_NAME_BYTES = 255  # of file systems
 
 
 class Shard(NamedTuple):
@@ -297,6 +299,11 @@ def _length(utterance: Utterance, sample_rate: int) -> int:
 def _load(utterance: Utterance, info: CorpusInfo) -> _Loaded:
     """Reads an utterance, or only finds it when it is to be read in parts."""
     started = time.perf_counter()
+    file_name = f"{utterance.id}.dmc"
+    if info.has_dmc and max(map(len, map(os.fsencode, file_name.split("/")))) > _MAX_NAME_BYTES:
+        raise _Unreadable(
+            f"the id {utterance.id!r} is too long for the name of a file; leave out --dmc"
+        )
     try:
         source = find_source(utterance, info.sample_rate)
         if info.max_samples is not None and source.num_samples > info.max_samples:
