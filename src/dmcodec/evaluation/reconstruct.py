@@ -30,11 +30,12 @@ from dmcodec.evaluation.storage import (
 )
 from dmcodec.evaluation.systems import ORIGINAL, System, SystemFacts, SystemSpec, open_system
 from dmcodec.manifest import Utterance
+from dmcodec.quality import is_silent
 from dmcodec.sources import read_utterance
 
 logger = logging.getLogger(__name__)
 
-_ORIGINAL_PREPARATION = "16 kHz mono, mean removed, 16 bit"
+_ORIGINAL_PREPARATION = "16 kHz mono, mean removed, 16 bit, silence noted"
 _FIRST_PACKET_RUNS = 5
 
 
@@ -85,7 +86,12 @@ def _prepare_original(
     path = workspace.sound_path(ORIGINAL, utterance.id)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_audio(path, waveform, SAMPLE_RATE)
-    record = SoundRecord(key=key, sound_hash=hash_waveform(waveform), num_samples=len(waveform))
+    record = SoundRecord(
+        key=key,
+        sound_hash=hash_waveform(waveform),
+        num_samples=len(waveform),
+        is_silent=is_silent(waveform),
+    )
     workspace.write_sound_record(ORIGINAL, utterance.id, record)
 
 

@@ -29,6 +29,8 @@ from dmcodec.evaluation.requirements import import_package
 from dmcodec.evaluation.rows import Row, WordContext, make_row
 from dmcodec.evaluation.scoring import (
     GROUPS,
+    SCORED_ON_SILENCE,
+    SILENT_ORIGINAL,
     ScoreTask,
     cache_key,
     check_models,
@@ -178,15 +180,19 @@ def _collect_sounds(
 
 
 def _plan(config: EvaluationConfig, sounds: Sounds, unavailable: Mapping[str, str]) -> Keys:
-    """The cache key of everything that can be computed."""
+    """The cache key of everything that can be computed.
+
+    Of a silent original that is what means something without a signal.
+    """
     groups = [g for g in config.measures if g not in unavailable and GROUPS[g].measures]
     identities = {group: group_identity(group, config.scoring) for group in groups}
     plan = {}
     for (system, clip), record in sounds.items():
-        original_hash = sounds[ORIGINAL, clip].sound_hash
+        original = sounds[ORIGINAL, clip]
         plan[system, clip] = {
-            group: cache_key(group, identities[group], original_hash, record.sound_hash)
+            group: cache_key(group, identities[group], original.sound_hash, record.sound_hash)
             for group in groups
+            if not original.is_silent or SCORED_ON_SILENCE & set(GROUPS[group].measures)
         }
     return plan
 
@@ -269,9 +275,14 @@ def _make_rows(
     rows = []
     for name in (ORIGINAL, *runs):
         for utterance in utterances:
-            pair = (name, utterance.id)
+            pair, original = (name, utterance.id), sounds[ORIGINAL, utterance.id]
             if pair in sounds:
-                results: dict[str, CachedScores | str] = {
+                results: dict[str, CachedScores | str] = dict.fromkeys(
+                    # Groups that are not planned although they could be computed.
+                    config.measures if original.is_silent else (),
+                    SILENT_ORIGINAL,
+                )
+                results |= {
                     group: _TOO_LATE if (utterance.id, group) in late else cache[key]
                     for group, key in keys[pair].items()
                 }
@@ -281,8 +292,17 @@ def _make_rows(
                 results = dict.fromkeys(config.measures, reason)
             heard = keys[ORIGINAL, utterance.id].get("words")
             words = WordContext(normalize, cache[heard].text) if heard and heard in cache else None
-            num_samples = sounds[ORIGINAL, utterance.id].num_samples
-            rows.append(make_row(name, utterance, num_samples, sounds.get(pair), results, words))
+            rows.append(
+                make_row(
+                    name,
+                    utterance,
+                    original.num_samples,
+                    sounds.get(pair),
+                    results,
+                    words,
+                    is_original_silent=original.is_silent,
+                )
+            )
     return rows
 
 
