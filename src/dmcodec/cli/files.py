@@ -46,14 +46,15 @@ def encode(
     backend: Backend = streams.Runtime.TORCH,
 ) -> None:
     """Encode sound files (wav, flac, ogg, mp3, any rate and channels) to .dmc files."""
-    from dmcodec.paths import find_inputs, plan_outputs, write_bytes
+    from dmcodec.paths import find_inputs, plan_outputs
+    from dmcodec.storage import write_whole
 
     paths = find_inputs(inputs)
     targets = plan_outputs(inputs, paths, output, ".dmc")
     if backend == streams.Runtime.ONNX:
         _check_onnx_options(device, precision)
         encode_onnx = streams.onnx_encoder(model, num_codebooks, threads)
-        _for_each("encoding", paths, targets, lambda a, b: write_bytes(b, encode_onnx(a)), force)
+        _for_each("encoding", paths, targets, lambda a, b: write_whole(b, encode_onnx(a)), force)
         return
     from dmcodec.files import encode_file, identify
 
@@ -61,7 +62,7 @@ def encode(
     identity = identify(codec)
 
     def work(path: Path, target: Path) -> None:
-        write_bytes(target, encode_file(codec, identity, path, num_codebooks=num_codebooks))
+        write_whole(target, encode_file(codec, identity, path, num_codebooks=num_codebooks))
 
     _for_each("encoding", paths, targets, work, force)
 
@@ -138,7 +139,8 @@ def reconstruct(
     from dmcodec.audio import write_audio
     from dmcodec.files import identify, plot_reconstruction
     from dmcodec.files import reconstruct as reconstruct_file
-    from dmcodec.paths import plan_outputs, write_bytes
+    from dmcodec.paths import plan_outputs
+    from dmcodec.storage import write_whole
 
     paths, names = _find_speech(inputs)
     # Without a folder nothing is written.
@@ -147,29 +149,33 @@ def reconstruct(
     identity = identify(codec)
     codec.decode(codec.encode(torch.zeros(codec.config.sample_rate)))  # the first pass sets up
     results: dict[Path, _Result] = {}
+    num_written = 0
 
     def work(path: Path, target: Path) -> None:
+        nonlocal num_written
         result = reconstruct_file(codec, identity, path, num_codebooks=num_codebooks)
         results[path] = _Result.of(result)
         if output is not None:
-            write_bytes(target.with_suffix(".dmc"), result.data)
+            write_whole(target.with_suffix(".dmc"), result.data)
             write_audio(target, result.decoded, codec.config.sample_rate)
             plot_reconstruction(
                 result, codec.config.sample_rate, path.name, target.with_suffix(".png")
             )
+            num_written += 1
 
     failed = _for_each(
         "reconstructing",
         paths,
         targets,
         work,
-        force or output is None,
+        force,
         beside=(".dmc", ".png"),
+        is_writing=output is not None,
         end=False,
     )
     _show_reconstructions(codec, results)
-    if output is not None and results:
-        typer.echo(f"wrote WAV, .dmc and PNG of {len(results)} file(s) to {output}")
+    if num_written:
+        typer.echo(f"wrote WAV, .dmc and PNG of {num_written} file(s) to {output}")
     if failed:
         raise typer.Exit(1)
 
@@ -203,23 +209,33 @@ def _for_each(
     force: bool,
     *,
     beside: Sequence[str] = (),
+    is_writing: bool = True,
     end: bool = True,
 ) -> bool:
     """Works on every file with a progress bar; what fails is named with its reason at the end.
 
     Without `force` nothing is replaced: neither a target nor its namesakes with suffixes `beside`.
+    An input is never replaced.
     Gives whether any failed; with `end` the command ends with exit code 1 instead.
     """
     from rich.progress import Progress
 
     failures: list[str] = []
+    inputs = {_file_number(path) for path in paths if path.exists()}
     with Progress(transient=True, disable=len(paths) < 2) as progress:
         for path, target in progress.track(
             list(zip(paths, targets, strict=True)), description=title
         ):
             try:
-                for result in (target, *map(target.with_suffix, beside)):
-                    if result.exists() and not force:
+                for result in (target, *map(target.with_suffix, beside)) if is_writing else ():
+                    if not result.exists():
+                        continue
+                    if _file_number(result) in inputs:
+                        raise FileExistsError(
+                            f"{result} is one of the inputs and is not replaced: name another "
+                            "folder with -o"
+                        )
+                    if not force:
                         raise FileExistsError(f"{result} exists: give --force to replace it")
                 work(path, target)
             except (ValueError, OSError) as problem:
@@ -232,6 +248,12 @@ def _for_each(
     if failures and end:
         raise typer.Exit(1)
     return bool(failures)
+
+
+def _file_number(path: Path) -> tuple[int, int]:
+    """What a file has under all of its names."""
+    status = path.stat()
+    return status.st_dev, status.st_ino
 
 
 def _find_speech(inputs: Sequence[Path]) -> tuple[list[Path], dict[Path, str]]:

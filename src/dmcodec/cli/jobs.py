@@ -1,5 +1,6 @@
 """Commands that take long and go on where they stopped: train, teach, tokenize, evaluate..."""
 
+import errno
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from dmcodec.cli.options import (
     NumCodebooks,
     PrecisionName,
     check_device,
+    describe,
     load_codec,
 )
 
@@ -193,15 +195,16 @@ def tokenize(  # noqa: PLR0913 (one for each flag)
                 on_progress=advance,
             )
     except OSError as problem:
-        raise CommandError(
-            f"{output}: {problem.strerror or problem}; finished shards are kept: run the same "
-            "command again to go on"
-        ) from problem
+        is_kept = problem.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+        advice = "; finished shards are kept: run the same command again to go on"
+        raise CommandError(describe(problem) + advice * is_kept) from problem
     except torch.OutOfMemoryError as problem:
         raise CommandError("out of memory: lower --batch-seconds") from problem
     for failure in job.failures[:20]:
         typer.secho(f"dmcodec: {failure['id']}: {failure['reason']}", fg="red", err=True)
     typer.echo(job.describe(rate))
+    if not job.num_done + job.num_skipped:
+        raise CommandError(f"none of the {len(utterances)} utterances could be tokenized")
 
 
 def evaluate(

@@ -26,12 +26,12 @@ from dmcodec.evaluation.storage import (
     hash_file,
     hash_text,
     hash_waveform,
-    write_text,
 )
 from dmcodec.evaluation.systems import ORIGINAL, System, SystemFacts, SystemSpec, open_system
 from dmcodec.manifest import Utterance
 from dmcodec.quality import is_silent
 from dmcodec.sources import read_utterance
+from dmcodec.storage import write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -84,6 +84,7 @@ def _prepare_original(
         return
     waveform = remove_dc(read_utterance(utterance, sample_rate=SAMPLE_RATE))
     path = workspace.sound_path(ORIGINAL, utterance.id)
+    workspace.drop_sound_record(ORIGINAL, utterance.id)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_audio(path, waveform, SAMPLE_RATE)
     record = SoundRecord(
@@ -135,7 +136,7 @@ def run_system(
         if is_own_process and facts.num_parameters is not None:
             kept["peak_memory_mb"] = executor.submit(_peak_memory_mb).result()
         entry = {"facts": facts.model_dump(), **kept}
-        write_text(workspace.system_path(spec.name), json.dumps(entry, indent=1))
+        write_whole(workspace.system_path(spec.name), json.dumps(entry, indent=1))
     num_kept = len(ids) - num_done - len(failures)
     return SystemRun(facts, failures, num_done, num_kept, **kept)
 
@@ -187,6 +188,7 @@ def _reconstruct_one(name: str, utterance_id: str, workspace: Workspace) -> str:
         logger.warning("%s, %s: %s", name, utterance_id, problem)
         return str(problem) or type(problem).__name__
     path = workspace.sound_path(name, utterance_id)
+    workspace.drop_sound_record(name, utterance_id)
     path.parent.mkdir(parents=True, exist_ok=True)
     if result.codes is not None:
         workspace.write_codes(name, utterance_id, result.codes)

@@ -44,7 +44,6 @@ from dmcodec.evaluation.storage import (
     SoundRecord,
     Workspace,
     write_json_lines,
-    write_text,
 )
 from dmcodec.evaluation.streams import align_originals, summarize_codes
 from dmcodec.evaluation.summary import CodesSummary, Summary, summarize
@@ -52,6 +51,7 @@ from dmcodec.evaluation.systems import ORIGINAL, SystemSpec, parse_systems
 from dmcodec.evaluation.tables import to_csv, to_markdown
 from dmcodec.evaluation.versa import export_versa
 from dmcodec.manifest import Utterance, read_manifests
+from dmcodec.storage import lock_folder, write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -88,6 +88,7 @@ def evaluate(
     Raises:
         FileNotFoundError: a manifest, model, program or folder is not there.
         ValueError: a wrong choice, or a package that a system needs is not installed.
+        FolderInUse: another evaluation writes there.
         EvaluationStopped: a process died; what it had done is kept.
     """
     specs = parse_systems(config.systems, config.kbps, config.delay_samples)
@@ -96,8 +97,19 @@ def evaluate(
     import_package("PIL.Image", "the report")
     if not (output / "rows.jsonl").is_file():  # what is scored needs no model again
         check_models(config.measures, config.scoring)
-    workspace = Workspace(output)
+    with lock_folder(output):
+        return _evaluate(config, specs, reference, output, progress)
 
+
+def _evaluate(
+    config: EvaluationConfig,
+    specs: Sequence[SystemSpec],
+    reference: str,
+    output: Path,
+    progress: Progress,
+) -> Evaluation:
+    """`evaluate` in a folder that is this job's alone."""
+    workspace = Workspace(output)
     listed = choose_clips(read_manifests(config.manifests), config.protocol, config.num_clips)
     lost = prepare_originals(listed, workspace, partial(progress, "originals"))
     utterances = [u for u in listed if u.id not in lost]
@@ -315,9 +327,9 @@ def _write_results(
     workspace: Workspace,
 ) -> None:
     write_json_lines(output / "rows.jsonl", (row.model_dump() for row in rows))
-    write_text(output / "summary.json", summary.model_dump_json(indent=1))
-    write_text(output / "table.md", to_markdown(summary))
-    write_text(output / "table.csv", to_csv(summary))
+    write_whole(output / "summary.json", summary.model_dump_json(indent=1))
+    write_whole(output / "table.md", to_markdown(summary))
+    write_whole(output / "table.csv", to_csv(summary))
     write_report(
         summary,
         rows,

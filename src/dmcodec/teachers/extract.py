@@ -20,6 +20,7 @@ from dmcodec.audio import remove_dc
 from dmcodec.config import Record
 from dmcodec.manifest import Utterance
 from dmcodec.sources import read_utterance
+from dmcodec.storage import lock_folder, write_whole
 from dmcodec.teachers.alignment import TIME_RATE, codec_grid
 from dmcodec.teachers.speech import SpeechTeacher, SpeechTeacherConfig, speech_teacher_models
 from dmcodec.teachers.store import (
@@ -117,6 +118,7 @@ def extract(
         on_progress: called with how many utterances are finished, and how many there are.
 
     Raises:
+        FolderInUse: another job fills the store.
         StoreError: the folder holds features of another teacher or other settings.
         FileNotFoundError, ModuleNotFoundError: a model or a package is missing.
     """
@@ -125,7 +127,29 @@ def extract(
     info = StoreInfo(
         teacher_settings(config, frames), teacher_models(config), _feature_dim(config, frames)
     )
-    create_store(folder, info)
+    with lock_folder(folder):
+        create_store(folder, info)
+        return _fill(
+            utterances,
+            folder,
+            info,
+            (config, frames, device),
+            num_processes,
+            shard_size,
+            on_progress,
+        )
+
+
+def _fill(
+    utterances: Sequence[Utterance],
+    folder: Path,
+    info: StoreInfo,
+    setting: "_Setting",
+    num_processes: int,
+    shard_size: int,
+    on_progress: Callable[[int, int], None] | None,
+) -> ExtractionSummary:
+    """`extract` in a store that is this job's alone."""
     existing = FeatureStore(folder)
     missing = [utterance for utterance in utterances if utterance.id not in existing]
     summary = ExtractionSummary(num_skipped=len(utterances) - len(missing))
@@ -141,7 +165,7 @@ def extract(
         summary.num_skipped,
         num_processes,
     )
-    for result in _run(jobs, (config, frames, device), num_processes):
+    for result in _run(jobs, setting, num_processes):
         summary.num_done += result.num_done
         summary.num_without_features += result.num_without_features
         summary.failed |= result.failed
@@ -237,6 +261,4 @@ def _feature_dim(config: TeacherConfig, frames: CodecFrames) -> int:
 
 def _write_failed(path: Path, failed: dict[str, str]) -> None:
     lines = [json.dumps({"id": key, "reason": reason}) + "\n" for key, reason in failed.items()]
-    temporary = path.with_name(f".writing_{path.name}")
-    temporary.write_text("".join(lines), encoding="utf-8")
-    temporary.replace(path)
+    write_whole(path, "".join(lines))

@@ -9,7 +9,6 @@ half written. docs/formats.md has the bytes.
 """
 
 import json
-import os
 import re
 import struct
 import zlib
@@ -22,6 +21,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from dmcodec.storage import delete_leftovers, open_whole, write_whole
 from dmcodec.teachers.alignment import FeatureTrack, Mask, Word
 
 _INFO_NAME = "store.json"
@@ -31,7 +31,6 @@ _MAGIC = b"DMCFEAT\0"
 _HEAD = struct.Struct("<8sIIQ")  # magic, version, CRC-32 of the index, bytes of the index
 _ALIGNMENT = 64
 _SHARD_NAME = re.compile(r"shard_(\d{6})\.feat")
-_TEMPORARY_PREFIX = ".writing_"
 _MAX_INDEX_BYTES = 1 << 28
 
 
@@ -224,8 +223,7 @@ def create_store(folder: Path, info: StoreInfo) -> None:
         _check_same(folder, "settings", info.settings, existing.settings)
         _check_same(folder, "models", info.models, existing.models)
         _check_same(folder, "features", {"H": info.feature_dim}, {"H": existing.feature_dim})
-        for path in folder.glob(f"{_TEMPORARY_PREFIX}*"):
-            path.unlink()
+        delete_leftovers(folder)
         return
     folder.mkdir(parents=True, exist_ok=True)
     table = {
@@ -236,7 +234,7 @@ def create_store(folder: Path, info: StoreInfo) -> None:
         "models": info.models,
     }
     text = json.dumps(table, indent=2, ensure_ascii=False)
-    _write_whole(folder / _INFO_NAME, [text.encode()])
+    write_whole(folder / _INFO_NAME, text, is_durable=True)
 
 
 def read_info(folder: Path) -> StoreInfo:
@@ -312,7 +310,9 @@ def write_shard(
         frames.ljust(layout.rows_offset - layout.frames_offset, b"\0"),
         *(array.tobytes() for array in all_rows),
     ]
-    _write_whole(path, parts)
+    with open_whole(path, is_durable=True) as file:
+        for part in parts:
+            file.write(part)
     return path
 
 
@@ -390,14 +390,3 @@ def _check_same(
 
 def _aligned(offset: int) -> int:
     return -(-offset // _ALIGNMENT) * _ALIGNMENT
-
-
-def _write_whole(path: Path, parts: Iterable[bytes]) -> None:
-    """Writes a file that is there whole or not at all."""
-    temporary = path.with_name(f"{_TEMPORARY_PREFIX}{path.name}")
-    with temporary.open("wb") as file:
-        for part in parts:
-            file.write(part)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)

@@ -131,9 +131,10 @@ def tokenize_shards(
                 # In the order of the manifest, whatever the order of the batches was.
                 ordered = [rows[position] for position in sorted(rows)]
                 reasons = [failures[position] for position in sorted(failures)]
-                data = dump_shard(ordered, reasons, info.settings_hash())
+                number = batch.shard.number
+                data = dump_shard(ordered, reasons, info.settings_hash(), number)
                 summary = ShardSummary(len(ordered), sum(r.num_samples for r in ordered), reasons)
-                yield ShardResult(batch.shard.number, data, summary, times)
+                yield ShardResult(number, data, summary, times)
                 rows, failures, times = {}, {}, Times()
     finally:
         pool.shutdown(cancel_futures=True)

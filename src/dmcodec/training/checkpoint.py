@@ -8,22 +8,20 @@ half the size to hand out.
 
 import json
 import logging
-import os
 import re
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from dmcodec.codec.conv import add_weight_norm, remove_weight_norm
 from dmcodec.codec.model import Codec, CodecConfig
 from dmcodec.config import ConfigError, build_record
+from dmcodec.storage import delete_folder, delete_leftovers, make_folder_whole, write_whole
 from dmcodec.training.experiment import Experiment
 from dmcodec.training.state import (
     StateError,
@@ -37,7 +35,6 @@ from dmcodec.training.state import (
 logger = logging.getLogger(__name__)
 
 _CHECKPOINT_NAME = re.compile(r"step_(\d{8})")
-_LEFTOVER_NAME = re.compile(r"\.(writing|deleting)_step_\d{8}")
 
 # What a resumed run may change: where and how often it reports, and the course of its learning.
 _FREE_ON_RESUME = (
@@ -62,14 +59,16 @@ class CheckpointError(ValueError):
 def save_checkpoint(state: TrainingState, experiment: Experiment, folder: Path) -> Path:
     """Writes `folder/step_00001234`; gives its path."""
     target = folder / f"step_{state.step:08d}"
-    _delete_leftovers(folder)
-    with _appearing_whole(target) as temporary:
+    delete_leftovers(folder)
+    with make_folder_whole(target) as temporary:
         for name, tensors in state_tensors(state).items():
             _save_tensors(tensors, temporary / f"{name}.safetensors")
         scaler = None if state.scaler is None else state.scaler.state_dict()
         progress = {"step": state.step, "best": state.best, "gradient_scaler": scaler}
-        _write_text(temporary / "progress.json", json.dumps(progress, indent=2))
-        _write_text(temporary / "experiment.json", experiment.model_dump_json(indent=2))
+        write_whole(temporary / "progress.json", json.dumps(progress, indent=2), is_durable=True)
+        write_whole(
+            temporary / "experiment.json", experiment.model_dump_json(indent=2), is_durable=True
+        )
     return target
 
 
@@ -159,7 +158,7 @@ def prune_checkpoints(folder: Path, *, keep_last: int, best_step: int | None) ->
     """Deletes all but the last few checkpoints and the best."""
     for path in list_checkpoints(folder)[:-keep_last]:
         if best_step is None or path.name != f"step_{best_step:08d}":
-            _delete(path)
+            delete_folder(path)
 
 
 def export_codec(codec: Codec, folder: Path, dtype: torch.dtype = torch.float32) -> None:
@@ -192,7 +191,7 @@ def export_kit(checkpoint: Path, folder: Path, dtype: torch.dtype = torch.float1
     codec = Codec(load_experiment(checkpoint).codec)
     add_weight_norm(codec)
     load_module(codec, _averaged_weights(checkpoint), f"{checkpoint}/average")
-    with _appearing_whole(folder) as temporary:
+    with make_folder_whole(folder) as temporary:
         for path in sorted(checkpoint.glob("*.safetensors")):
             is_narrow = dtype == torch.float16 and path.stem.endswith("optimizer")
             stored = torch.bfloat16 if is_narrow else dtype
@@ -242,33 +241,6 @@ def _network(config: CodecConfig) -> dict[str, Any]:
     return table | {"quantizer": {name: table["quantizer"][name] for name in sizes}}
 
 
-@contextmanager
-def _appearing_whole(target: Path) -> Iterator[Path]:
-    """A temporary folder that takes the place of `target` when the block ends well."""
-    temporary = target.with_name(f".writing_{target.name}")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    yield temporary
-    if target.exists():
-        _delete(target)
-    temporary.rename(target)
-
-
-def _delete(folder: Path) -> None:
-    """Deletes a folder; killed on the way, it leaves nothing that looks complete."""
-    doomed = folder.with_name(f".deleting_{folder.name}")
-    folder.rename(doomed)
-    shutil.rmtree(doomed)
-
-
-def _delete_leftovers(folder: Path) -> None:
-    """Removes what a kill left half written or half deleted among the checkpoints."""
-    if folder.is_dir():
-        for path in folder.iterdir():
-            if _LEFTOVER_NAME.fullmatch(path.name):
-                shutil.rmtree(path)
-
-
 def _averaged_weights(checkpoint: Path) -> dict[str, Tensor]:
     """The averaged codec's tensors under the codec's own names."""
     tensors = _read_tensors(checkpoint, "average")
@@ -295,14 +267,5 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
-    save_file({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, path)
-    path.chmod(0o644)
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-
-
-def _write_text(path: Path, text: str) -> None:
-    with path.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
+    content = save({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()})
+    write_whole(path, content, is_durable=True)

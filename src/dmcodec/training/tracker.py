@@ -20,6 +20,7 @@ import numpy.typing as npt
 from torch.utils.tensorboard import SummaryWriter
 
 from dmcodec.audio import Waveform
+from dmcodec.storage import write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -77,9 +78,7 @@ def _drop_lines_beyond(path: Path, last_step: int) -> None:
     if len(kept) == len(lines):
         return
     logger.info("%s: dropped %d lines beyond step %d", path, len(lines) - len(kept), last_step)
-    temporary = path.with_name(f".writing_{path.name}")
-    temporary.write_text("".join(kept), encoding="utf-8")
-    temporary.replace(path)
+    write_whole(path, "".join(kept))
 
 
 def _step_of(line: str) -> float:
