@@ -108,7 +108,7 @@ def test_permissions_are_those_of_the_umask(tmp_path: Path, mask: int) -> None:
         with make_folder_whole(tmp_path / "b") as folder:
             write_whole(folder / "y", b"")
         with lock_folder(tmp_path / "c"):
-            pass
+            write_whole(tmp_path / "c" / "z", b"")
     finally:
         os.umask(before)
 
@@ -230,6 +230,15 @@ def test_folder_that_is_deleted_or_replaced_is_noticed(tmp_path: Path) -> None:
         (folder / ".lock").touch()
         with pytest.raises(FolderLost):
             lock.check()
+
+
+def test_folder_in_which_nothing_was_done_goes_again(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    for name in ("new", "mine"):
+        with lock_folder(tmp_path / name):
+            pass
+
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
 
 
 def test_leftovers_are_removed_and_nothing_else(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from dmcodec.audio import read_audio
 from dmcodec.codec.checkpoint import check_values
 from dmcodec.codec.model import Codec
+from dmcodec.codec.precision import check_weights
 from dmcodec.files import identify
 from dmcodec.onnx_codec import (
     CONFIG_NAME,
@@ -77,6 +78,7 @@ def export_onnx(codec: Codec, folder: Path, *, use_int8: bool = False) -> None:
         import onnx  # noqa: F401
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError("export needs onnx: pip install 'dmcodec[export]'") from error
+    check_weights(codec)
     check_values(codec.state_dict(), codec.state_dict(), f"codec {codec.model_id!r}")
     config, identity = codec.config, identify(codec)
     codec = copy.deepcopy(codec).cpu().eval()

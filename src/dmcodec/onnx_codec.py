@@ -1,6 +1,5 @@
 """A codec that dmcodec export wrote, run by onnxruntime: numpy in, numpy out, no torch."""
 
-import json
 import os
 from collections.abc import Iterable, Iterator
 from hashlib import blake2b
@@ -11,6 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dmcodec.audio import MAX_SAMPLE_RATE, check_samples, overlapping_parts
+from dmcodec.config import parse_json
+from dmcodec.processes import check_count
 from dmcodec.tokens.bitstream import Header
 
 WINDOW_FRAMES, CONTEXT_FRAMES = 3000, 500
@@ -47,11 +48,13 @@ class OnnxCodec:
             if not (folder / name).is_file():
                 raise FileNotFoundError(f"{folder} is no exported codec: {name} is missing")
         try:
-            self._read_config(json.loads((folder / CONFIG_NAME).read_text("utf-8")))
-        except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
+            self._read_config(parse_json((folder / CONFIG_NAME).read_bytes()))
+        except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
             raise ValueError(f"{folder / CONFIG_NAME} cannot be used: {error!r}") from error
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = num_threads or os.cpu_count() or 1
+        options.intra_op_num_threads = (
+            check_count("num_threads", num_threads) or os.cpu_count() or 1
+        )
         self._encoder, self._decoder = (
             self._open(onnxruntime, folder / name, options) for name in (ENCODER_NAME, DECODER_NAME)
         )

@@ -135,6 +135,20 @@ def delete_leftovers(folder: Path) -> None:
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
+_held: set[int] = set()
+
+
+def _close_held() -> None:
+    """In a process that was forked: locks are its parent's alone, and end with it."""
+    for descriptor in _held:
+        os.close(descriptor)
+    _held.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_close_held)
+
+
 @dataclass(frozen=True)
 class FolderLock:
     """A folder that this process alone writes to."""
@@ -164,10 +178,12 @@ class FolderLock:
 def lock_folder(folder: Path) -> Iterator[FolderLock]:
     """Makes the folder if missing and holds it for this process, on machines that can.
 
-    The system lets go of it when the process ends, however it ends. The lock file stays.
+    The system lets go of it when the process ends, however it ends. The lock file stays, but in a
+    folder that was made for it and in which nothing was done: that goes.
 
     Raises FolderInUse when another process holds it.
     """
+    is_new = not folder.exists()
     make_folder(folder)
     flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
     descriptor = os.open(folder / LOCK_NAME, flags, 0o666)
@@ -179,22 +195,10 @@ def lock_folder(folder: Path) -> Iterator[FolderLock]:
         yield lock
     finally:
         if descriptor in _held:  # else this is a forked process, see `_close_held`
+            if is_new and folder.is_dir() and is_unused(folder):
+                shutil.rmtree(folder)
             _held.discard(descriptor)
             os.close(descriptor)
-
-
-_held: set[int] = set()
-
-
-def _close_held() -> None:
-    """In a process that was forked: locks are its parent's alone, and end with it."""
-    for descriptor in _held:
-        os.close(descriptor)
-    _held.clear()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_close_held)
 
 
 def is_unused(folder: Path) -> bool:

@@ -19,6 +19,7 @@ from dmcodec.cli.options import (
     Threads,
     describe,
     load_codec,
+    plain_console,
     read_bytes,
     say_damaged,
 )
@@ -288,11 +289,19 @@ class _Result(NamedTuple):
 
 def _describe_file(path: Path) -> dict[str, str]:
     from dmcodec.audio import samples_to_seconds
-    from dmcodec.tokens.bitstream import read_header
+    from dmcodec.tokens.bitstream import MAX_HEADER_BYTES, BitstreamError, loads, read_header
 
-    data = path.read_bytes()
-    header = read_header(data)
-    state = "whole" if len(data) == header.file_bytes else f"cut or grown: {header.file_bytes} due"
+    with path.open("rb") as file:
+        head = file.read(MAX_HEADER_BYTES)
+    try:
+        header = read_header(head)
+    except BitstreamError as problem:
+        raise BitstreamError(f"{path}: {problem}") from problem
+    data, state = path.read_bytes(), "whole"
+    try:
+        loads(data)
+    except BitstreamError as problem:
+        state = f"damaged: {problem}"
     return {
         "duration": f"{samples_to_seconds(header.num_samples, header.sample_rate):.3f} s, "
         f"{header.num_samples} samples at {header.sample_rate} Hz",
@@ -320,10 +329,9 @@ def _describe_codec(codec: "Codec") -> dict[str, str]:
 
 def _show_reconstructions(codec: "Codec", results: dict[Path, _Result]) -> None:
     """One file in full, or a row for each of several and their means."""
-    from rich.console import Console
     from rich.table import Table
 
-    console, sample_rate = Console(), codec.config.sample_rate
+    console, sample_rate = plain_console(), codec.config.sample_rate
     if len(results) == 1:
         ((path, result),) = results.items()
         _show_table(f"{path.name} through {codec.model_id}", _describe_result(codec, result))
@@ -391,10 +399,9 @@ def _summarize(results: list[_Result], sample_rate: int) -> str:
 
 
 def _show_table(title: str, rows: dict[str, str]) -> None:
-    from rich.console import Console
     from rich.table import Table
 
     table = Table(title=title, show_header=False)
     for key, value in rows.items():
         table.add_row(key, value)
-    Console().print(table)
+    plain_console().print(table)

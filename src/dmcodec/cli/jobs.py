@@ -18,7 +18,10 @@ from dmcodec.cli.options import (
     check_device,
     describe,
     load_codec,
+    parse_seconds,
+    plain_console,
 )
+from dmcodec.processes import MAX_WORKERS
 
 if TYPE_CHECKING:
     from dmcodec.evaluation.summary import Summary
@@ -42,7 +45,9 @@ def train(
         bool, typer.Option("--resume", help="Go on from the run's last checkpoint.")
     ] = False,
     device: TrainingDevice = "auto",
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads of each process.")] = None,
+    threads: Annotated[
+        int | None, typer.Option(min=1, max=MAX_WORKERS, help="CPU threads of each process.")
+    ] = None,
 ) -> None:
     """Train a codec as an experiment file says; several processes: start with torchrun."""
     try:
@@ -76,7 +81,9 @@ def teach(
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Change a key, as for train."),
     ] = None,
-    processes: Annotated[int, typer.Option(min=1, help="Processes, each with its models.")] = 1,
+    processes: Annotated[
+        int, typer.Option(min=1, max=MAX_WORKERS, help="Processes, each with its models.")
+    ] = 1,
     device: Device = "cpu",
     max_failed_percent: Annotated[
         float, typer.Option(min=0, help="More failed utterances than this end with exit code 1.")
@@ -130,9 +137,14 @@ def tokenize(  # noqa: PLR0913 (one for each flag)
     max_failures: Annotated[
         int, typer.Option(min=0, help="More failed utterances than this stop the job.")
     ] = 100,
-    readers: Annotated[int, typer.Option(min=1, help="Threads that read sound files.")] = 2,
+    readers: Annotated[
+        int, typer.Option(min=1, max=MAX_WORKERS, help="Threads that read sound files.")
+    ] = 2,
     threads: Annotated[
-        int | None, typer.Option(min=1, help="CPU threads of the network, of each Ray worker.")
+        int | None,
+        typer.Option(
+            min=1, max=MAX_WORKERS, help="CPU threads of the network, of each Ray worker."
+        ),
     ] = None,
     webdataset: Annotated[
         bool, typer.Option("--webdataset", help="Write WebDataset tars too.")
@@ -143,7 +155,9 @@ def tokenize(  # noqa: PLR0913 (one for each flag)
         str | None,
         typer.Option(help="auto, local, HOST:PORT, ray://HOST:10001; default: find or start."),
     ] = None,
-    ray_workers: Annotated[int, typer.Option(min=1, help="Ray workers with the model.")] = 1,
+    ray_workers: Annotated[
+        int, typer.Option(min=1, max=10_000, help="Ray workers with the model.")
+    ] = 1,
 ) -> None:
     """Turn a corpus into Parquet shards of tokens; run again to go on where it stopped."""
     import torch
@@ -158,6 +172,9 @@ def tokenize(  # noqa: PLR0913 (one for each flag)
 
     if batch_seconds is None:
         batch_seconds = 16.0 if device == "cpu" else 400.0
+    parse_seconds("--batch-seconds", batch_seconds)
+    if max_seconds is not None:
+        parse_seconds("--max-seconds", max_seconds, most=1e9)
     utterances = read_manifests(manifests)
     codec = load_codec(model, "cpu" if ray else device, threads=threads)
     try:
@@ -239,7 +256,10 @@ def evaluate(
         str, typer.Option(help="pocketsphinx, or a Hugging Face CTC or Whisper model.")
     ] = "pocketsphinx",
     processes: Annotated[
-        int | None, typer.Option(min=0, help="Default: one for each processor; 0: no extra ones.")
+        int | None,
+        typer.Option(
+            min=0, max=MAX_WORKERS, help="Default: one for each processor; 0: no extra ones."
+        ),
     ] = None,
     device: Device = "cpu",
     export: Annotated[
@@ -309,7 +329,9 @@ def ablate(
             "--set", metavar="KEY=VALUE", help="Of the table: seeds=[1], num_word_clips=50 ..."
         ),
     ] = None,
-    processes: Annotated[int, typer.Option(min=1, help="For features and scores.")] = 1,
+    processes: Annotated[
+        int, typer.Option(min=1, max=MAX_WORKERS, help="For features and scores.")
+    ] = 1,
     device: TrainingDevice = "auto",
 ) -> None:
     """Train and measure every row of a table of ablations; run again to go on."""
@@ -345,11 +367,13 @@ def _progress(title: str, total: int) -> Iterator[Callable[[int], None]]:
 @contextmanager
 def _stage_progress() -> Iterator[Callable[[str, int, int], None]]:
     """A progress bar for each stage of a job, as a function of (stage, done, total)."""
-    from rich.console import Console
-    from rich.progress import Progress, TaskID
+    from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn
+    from rich.progress import TimeRemainingColumn as TimeColumn
 
     tasks: dict[str, TaskID] = {}
-    with Progress(console=Console(stderr=True)) as progress:
+    # Names of systems are in the descriptions.
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), TaskProgressColumn())
+    with Progress(*columns, TimeColumn(), console=plain_console(stderr=True)) as progress:
 
         def show(stage: str, done: int, total: int) -> None:
             if stage not in tasks:
@@ -362,7 +386,6 @@ def _stage_progress() -> Iterator[Callable[[str, int, int], None]]:
 def _show_evaluation(summary: "Summary", *, as_markdown: bool) -> None:
     """The main measures of every system, without intervals: those are in the files."""
     from rich.box import SIMPLE_HEAD
-    from rich.console import Console
     from rich.table import Table
 
     from dmcodec.evaluation.tables import missing_notes, short_table, to_short_markdown
@@ -378,10 +401,10 @@ def _show_evaluation(summary: "Summary", *, as_markdown: bool) -> None:
         table.add_column(heading, justify="right")
     for row in rows:
         table.add_row(*row)
-    console = Console()
+    console = plain_console()
     console.print(table)
     for key in ("recognizer", "machine", "versions"):
         if key in summary.about:
-            console.print(f"{key}: {summary.about[key]}", highlight=False)
+            console.print(f"{key}: {summary.about[key]}")
     for note in missing_notes(summary):
-        console.print(note, highlight=False)
+        console.print(note)

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from dmcodec.codec.model import Codec, CodecConfig
-from dmcodec.config import build_record
+from dmcodec.config import build_record, parse_json
 from dmcodec.storage import replace_together, write_whole
 
 CONFIG_NAME, WEIGHTS_NAME, CARD_NAME = "config.json", "model.safetensors", "README.md"
@@ -122,8 +122,8 @@ def load_codec_config(folder: Path) -> CodecConfig:
 def read_json(path: Path) -> dict[str, Any]:
     """The table in a JSON file; raises CheckpointError where there is none."""
     try:
-        table = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
+        table = parse_json(path.read_bytes())
+    except ValueError as error:
         raise CheckpointError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(table, dict):
         raise CheckpointError(f"{path} holds no table of settings")

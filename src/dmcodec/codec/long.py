@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from dmcodec.audio import overlapping_parts
 from dmcodec.codec.conv import ceil_div
 from dmcodec.codec.fast import FastEncoder, fast_codec, is_lstm_stepped, run_direction, run_layers
-from dmcodec.codec.precision import computing_in
+from dmcodec.codec.precision import check_weights, computing_in
 from dmcodec.codec.reach import decoder_reach, encoder_reach
 from dmcodec.codec.seanet import Decoder, Encoder
 
@@ -53,6 +53,7 @@ def encode_long(
 
     Raises ValueError when there is no sample at all.
     """
+    check_weights(codec)
     encoder, device = codec.encoder, codec.device
     lstm, fast = encoder.lstm.lstm, fast_codec(codec)
     pieces = _convolved_pieces(
@@ -149,6 +150,7 @@ def decode_long(
 
     Memory does not grow with the length; the blocks joined are what `Codec.decode` gives.
     """
+    check_weights(codec)
     decoder, hop_length = codec.decoder, codec.config.hop_length
     lstm, num_frames = decoder.lstm.lstm, codes.shape[-1]
     fast = fast_codec(codec)

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, ValidationError
 
-from dmcodec.config import Record
+from dmcodec.config import Record, parse_json
 from dmcodec.storage import write_whole
 
 INFO_NAME, FAILURES_NAME = "codec_info.json", "failures.jsonl"
@@ -163,7 +163,7 @@ def load_shard(
             page_checksum_verification=True,
         )
         if info is not None:
-            said = json.loads((table.schema.metadata or {})[_METADATA_KEY])
+            said = parse_json((table.schema.metadata or {})[_METADATA_KEY])
             _check_place(said, info.settings_hash(), number)
         column = table["codes"]
         for number, row in enumerate(table.drop_columns(["codes"]).to_pylist()):
@@ -233,7 +233,7 @@ def read_summary(path: Path, settings_hash: str, number: int | None = None) -> S
     pa, pq = _pyarrow()
     try:
         metadata = pq.read_metadata(path)
-        summary = json.loads((metadata.metadata or {})[_METADATA_KEY])
+        summary = parse_json((metadata.metadata or {})[_METADATA_KEY])
         failures = [
             {**each, "id": str(each["id"]), "reason": str(each["reason"])}
             for each in summary["failures"]

@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import Field, FiniteFloat
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
 from dmcodec.codec.conv import add_weight_norm, remove_weight_norm
 from dmcodec.codec.model import Codec, CodecConfig
-from dmcodec.config import ConfigError, build_record
+from dmcodec.config import ConfigError, Record, build_record, parse_json
 from dmcodec.storage import delete_folder, delete_leftovers, make_folder_whole, write_whole
 from dmcodec.training.experiment import Experiment
 from dmcodec.training.state import (
@@ -56,6 +57,14 @@ class CheckpointError(ValueError):
     """A checkpoint that is damaged, incomplete or of another experiment."""
 
 
+class _Progress(Record):
+    """progress.json: how far the run was, its best scores, and the scale of its gradients."""
+
+    step: int = Field(ge=0)
+    best: dict[str, FiniteFloat]
+    gradient_scaler: dict[str, FiniteFloat] | None
+
+
 def save_checkpoint(state: TrainingState, experiment: Experiment, folder: Path) -> Path:
     """Writes `folder/step_00001234`; gives its path."""
     target = folder / f"step_{state.step:08d}"
@@ -84,18 +93,25 @@ def load_checkpoint(state: TrainingState, experiment: Experiment, checkpoint: Pa
     """
     saved = load_experiment(checkpoint)
     _check_same_run(saved, experiment, checkpoint)
-    progress = _read_json(checkpoint / "progress.json")
+    path = checkpoint / "progress.json"
+    try:
+        progress = build_record(_Progress, _read_json(path), source=str(path))
+    except ConfigError as error:
+        raise CheckpointError(f"{checkpoint} is damaged: {error}") from error
     files = {name: _read_tensors(checkpoint, name) for name in state_tensors(state)}
     try:
         load_state_tensors(state, files)
-        state.step, state.best = int(progress["step"]), dict(progress["best"])
-    except (StateError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{checkpoint} is damaged: {error!r}") from error
+    except StateError as error:
+        raise CheckpointError(f"{checkpoint} is damaged: {error}") from error
+    state.step, state.best = progress.step, dict(progress.best)
     if state.best and _validated_clips(saved) != _validated_clips(experiment):
         logger.info("validation is on other clips now: the best so far does not count")
         state.best = {}
-    if state.scaler is not None and progress.get("gradient_scaler"):
-        state.scaler.load_state_dict(progress["gradient_scaler"])
+    if state.scaler is not None and progress.gradient_scaler:
+        try:
+            state.scaler.load_state_dict(progress.gradient_scaler)
+        except (KeyError, TypeError, RuntimeError) as error:
+            raise CheckpointError(f"{path} is damaged: gradient_scaler: {error!r}") from error
 
 
 def _validated_clips(experiment: Experiment) -> tuple[object, ...]:
@@ -258,7 +274,7 @@ def _read_tensors(checkpoint: Path, name: str) -> dict[str, Tensor]:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        table = json.loads(path.read_text(encoding="utf-8"))
+        table = parse_json(path.read_bytes())
     except (OSError, ValueError) as error:
         raise CheckpointError(f"cannot read {path}: {error}") from error
     if not isinstance(table, dict):

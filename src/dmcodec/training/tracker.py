@@ -20,6 +20,7 @@ import numpy.typing as npt
 from torch.utils.tensorboard import SummaryWriter
 
 from dmcodec.audio import Waveform
+from dmcodec.config import parse_json
 from dmcodec.storage import write_whole
 
 logger = logging.getLogger(__name__)
@@ -48,8 +49,11 @@ class Tracker:
         JSON has no NaN or infinity: they become null.
         """
         line = {k: v if math.isfinite(v) else None for k, v in values.items()}
-        self._jsonl.write(json.dumps({"step": step, **line}) + "\n")
-        self._jsonl.flush()
+        try:
+            self._jsonl.write(json.dumps({"step": step, **line}) + "\n")
+            self._jsonl.flush()
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, self._jsonl.name) from error
         for key, value in values.items():
             self._writer.add_scalar(key, value, step)
 
@@ -83,6 +87,6 @@ def _drop_lines_beyond(path: Path, last_step: int) -> None:
 
 def _step_of(line: str) -> float:
     try:
-        return int(json.loads(line)["step"])
-    except json.JSONDecodeError:
+        return int(parse_json(line)["step"])
+    except (ValueError, LookupError, TypeError, OverflowError):
         return math.inf
