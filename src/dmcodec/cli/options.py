@@ -51,8 +51,9 @@ def describe(problem: Exception) -> str:
     if "\nOriginal Traceback" in text:  # so torch tells what a process that reads data raised
         name = re.escape(type(problem).__name__)
         *_, text = re.split(rf"\n(?:[\w.]+\.)?{name}: ", text.strip())
-    if isinstance(problem, OSError) and problem.strerror and problem.filename is not None:
-        return f"{problem.filename}: {problem.strerror}"
+    if isinstance(problem, OSError) and problem.strerror:
+        name = "" if problem.filename is None else f"{problem.filename}: "
+        return f"{name}{problem.strerror}"
     return text or type(problem).__name__
 
 
