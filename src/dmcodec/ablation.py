@@ -25,9 +25,9 @@ from dmcodec.evaluation.rows import Row, components
 from dmcodec.evaluation.run import Evaluation, evaluate
 from dmcodec.evaluation.scoring import ScoringConfig, check_models
 from dmcodec.evaluation.statistics import Bootstrap, ratio
-from dmcodec.evaluation.storage import write_text
 from dmcodec.evaluation.summary import Summary
 from dmcodec.manifest import read_manifest
+from dmcodec.storage import write_whole
 from dmcodec.training.experiment import Experiment
 from dmcodec.training.loop import check_device, train
 from dmcodec.training.step import TrainingDiverged
@@ -148,7 +148,7 @@ def ablate(
         )  # fmt: skip
     losses = {key: _last_validation(folder) for key, folder in folders.items()}
     table = _make_table(config, quality, words, losses)
-    write_text(output / "table.md", table)
+    write_whole(output / "table.md", table)
     return table
 
 

@@ -8,10 +8,11 @@ nominally in [-1, 1].
 import io
 import math
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -23,10 +24,13 @@ from dmcodec.sound import SoundBytes as SoundBytes
 from dmcodec.sound.files import AUDIO_SUFFIXES as AUDIO_SUFFIXES
 from dmcodec.sound.files import Sound, SoundStream, open_sound
 from dmcodec.sound.folders import find_audio_files as find_audio_files
+from dmcodec.storage import open_whole
 
 Waveform = npt.NDArray[np.float32]
 
 SAMPLE_RATE = 16_000
+MAX_SAMPLE_RATE = 1_000_000
+"""Hz; no sound has more. Rates above it are damage, and would ask for any amount of memory."""
 PART_SECONDS = 600.0
 """Of sound that is held at a time. So many that formats without seeking (MP3, Ogg) are not decoded
 over and over."""
@@ -225,22 +229,58 @@ def write_audio_blocks(
         raise ValueError(f"{path}: can write .wav and .flac, not {path.suffix!r}")
     if not path.parent.is_dir():
         raise FileNotFoundError(f"{path.parent}: no such folder; create it before writing {path}")
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with soundfile.SoundFile(
-            temporary, "w", sample_rate, channels=1, subtype="PCM_16", format=format_name
-        ) as file:
-            for block in blocks:
-                block = check_samples(block)
-                problem = find_problem(block) if block.size else None
-                if problem is not None:
-                    raise ValueError(f"{path}: the waveform {problem}; not written")
-                file.write(_to_int16(block))
-        temporary.replace(path)
-    except soundfile.LibsndfileError as error:
-        raise OSError(f"{path}: cannot be written: {error.error_string}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+    with open_whole(path) as output:
+        sink = _Sink(output)
+        try:
+            with soundfile.SoundFile(
+                sink, "w", sample_rate, channels=1, subtype="PCM_16", format=format_name
+            ) as file:
+                for block in blocks:
+                    block = check_samples(block)
+                    problem = find_problem(block) if block.size else None
+                    if problem is not None:
+                        raise ValueError(f"{path}: the waveform {problem}; not written")
+                    file.write(_to_int16(block))
+        except (soundfile.LibsndfileError, AssertionError) as error:
+            # An assertion is how soundfile says that not everything was written.
+            reason = sink.error or getattr(error, "error_string", None)
+            if reason is None:
+                raise
+            raise OSError(f"{path}: cannot be written: {reason}") from error
+        if sink.error is not None:
+            raise OSError(f"{path}: cannot be written: {sink.error}")
+
+
+class _Sink:
+    """A file for libsndfile to write to, which remembers what went wrong.
+
+    libsndfile passes over a failed write at the end of a FLAC file: on a full disk it would be cut
+    short without a word.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.error: str | None = None
+        self.read, self.tell = file.read, file.tell
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """As of a file; what is buffered is written first, which may fail."""
+        return self._attempt(self._file.seek, offset, whence)
+
+    def write(self, data: bytes) -> int:
+        """As of a file, but 0 when it fails."""
+        return self._attempt(self._file.write, data)
+
+    def flush(self) -> None:
+        """As of a file."""
+        self._attempt(self._file.flush)
+
+    def _attempt(self, function: Callable[..., int | None], *arguments: object) -> int:
+        try:
+            return function(*arguments) or 0
+        except OSError as error:
+            self.error = self.error or error.strerror
+            return 0
 
 
 def resample(waveform: npt.NDArray[np.floating], from_rate: float, to_rate: float) -> Waveform:

@@ -5,6 +5,7 @@ module reads one TOML file into such a record and applies `--set a.b=c` on the w
 mean is written beside the class that each record configures.
 """
 
+import json
 import tomllib
 from pathlib import Path
 from typing import Any, TypeVar
@@ -84,6 +85,14 @@ def build_record(record: type[AnyRecord], table: dict[str, Any], *, source: str)
     except ValidationError as error:
         lines = [_explain(problem) for problem in error.errors()]
         raise ConfigError(f"{source}: " + "; ".join(lines)) from error
+
+
+def parse_json(text: str | bytes) -> Any:
+    """What a JSON text says; ValueError for whatever is wrong with it, deep nesting included."""
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply to be read") from error
 
 
 def _explain(problem: Any) -> str:

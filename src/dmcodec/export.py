@@ -17,9 +17,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dmcodec.audio import read_audio
+from dmcodec.codec.checkpoint import check_values
 from dmcodec.codec.model import Codec
+from dmcodec.codec.precision import check_weights
 from dmcodec.files import identify
-from dmcodec.onnx_codec import CONFIG_NAME, DECODER_NAME, ENCODER_NAME, FORMAT, OnnxCodec
+from dmcodec.onnx_codec import (
+    CONFIG_NAME,
+    DECODER_NAME,
+    ENCODER_NAME,
+    FORMAT,
+    OnnxCodec,
+    hash_part,
+)
+from dmcodec.storage import replace_together, write_whole
 
 _OPSET = 17
 
@@ -55,40 +65,46 @@ class _CodesToWaveform(nn.Module):
 
 
 def export_onnx(codec: Codec, folder: Path, *, use_int8: bool = False) -> None:
-    """Writes encoder.onnx, decoder.onnx and codec.json.
+    """Writes encoder.onnx, decoder.onnx and codec.json, which names the others by their hashes.
 
     Args:
         codec: in evaluation mode, with plain weights.
-        folder: made if missing; files of these names are replaced.
+        folder: made if missing; files of these names are replaced when all are complete.
         use_int8: LSTM weights in 8 bits; smaller and faster, but some codes differ.
 
-    Raises ModuleNotFoundError without onnx.
+    Raises ModuleNotFoundError without onnx, CheckpointError for weights that are not finite.
     """
     try:
         import onnx  # noqa: F401
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError("export needs onnx: pip install 'dmcodec[export]'") from error
-    folder.mkdir(parents=True, exist_ok=True)
+    check_weights(codec)
+    check_values(codec.state_dict(), codec.state_dict(), f"codec {codec.model_id!r}")
     config, identity = codec.config, identify(codec)
     codec = copy.deepcopy(codec).cpu().eval()
     waveform = torch.zeros(2, 1, 10 * config.hop_length + 1)
     codes = torch.zeros(2, config.quantizer.num_codebooks, 10, dtype=torch.int64)
-    _export(_WaveformToCodes(codec), waveform, folder / ENCODER_NAME, "waveform", "codes")
-    _export(_CodesToWaveform(codec), codes, folder / DECODER_NAME, "codes", "waveform")
-    if use_int8:
-        _quantize(folder / ENCODER_NAME)
-        _quantize(folder / DECODER_NAME)
-    table = {
-        "format": FORMAT,
-        "sample_rate": config.sample_rate,
-        "hop_length": config.hop_length,
-        "num_codebooks": config.quantizer.num_codebooks,
-        "codebook_size": config.quantizer.codebook_size,
-        "model_id": identity.model_id,
-        "model_hash": identity.model_hash,
-        "lstm_weights": "int8" if use_int8 else "float32",
-    }
-    (folder / CONFIG_NAME).write_text(json.dumps(table, indent=2) + "\n", "utf-8")
+    with replace_together(folder) as aside:
+        _export(_WaveformToCodes(codec), waveform, aside / ENCODER_NAME, "waveform", "codes")
+        _export(_CodesToWaveform(codec), codes, aside / DECODER_NAME, "codes", "waveform")
+        if use_int8:
+            _quantize(aside / ENCODER_NAME)
+            _quantize(aside / DECODER_NAME)
+        table = {
+            "format": FORMAT,
+            "sample_rate": config.sample_rate,
+            "hop_length": config.hop_length,
+            "num_codebooks": config.quantizer.num_codebooks,
+            "codebook_size": config.quantizer.codebook_size,
+            "model_id": identity.model_id,
+            "model_hash": identity.model_hash,
+            "lstm_weights": "int8" if use_int8 else "float32",
+            "hashes": {
+                name: hash_part((aside / name).read_bytes())
+                for name in (ENCODER_NAME, DECODER_NAME)
+            },
+        }
+        write_whole(aside / CONFIG_NAME, json.dumps(table, indent=2) + "\n")
 
 
 def measure_export(

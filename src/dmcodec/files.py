@@ -24,6 +24,7 @@ from dmcodec.audio import (
 from dmcodec.codec.long import decode_long, encode_long
 from dmcodec.codec.model import LONG_FRAMES, Codec, Encoded
 from dmcodec.quality import Unmeasurable, pesq_wb, stoi
+from dmcodec.storage import open_whole
 from dmcodec.tokens.bitstream import MAX_MODEL_ID_LENGTH, Header, dumps, loads, silence_lost_frames
 
 
@@ -219,6 +220,7 @@ def plot_reconstruction(result: Reconstruction, sample_rate: int, title: str, pa
     axes[2].set_yticks(range(1, books + 1))
     axes[2].set_ylabel("codebook\n(colour: code)")
     axes[2].set_xlabel("time, s")
-    figure.suptitle(title)
+    figure.suptitle(title, parse_math=False)  # a name with dollar signs is no formula
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
+    with open_whole(path) as file:
+        figure.savefig(file, dpi=110, format="png")

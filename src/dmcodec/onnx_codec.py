@@ -1,15 +1,17 @@
 """A codec that dmcodec export wrote, run by onnxruntime: numpy in, numpy out, no torch."""
 
-import json
 import os
 from collections.abc import Iterable, Iterator
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dmcodec.audio import check_samples, find_problem, overlapping_parts
+from dmcodec.audio import MAX_SAMPLE_RATE, check_samples, find_problem, overlapping_parts
+from dmcodec.config import parse_json
+from dmcodec.processes import check_count
 from dmcodec.tokens.bitstream import Header
 
 WINDOW_FRAMES, CONTEXT_FRAMES = 3000, 500
@@ -17,6 +19,11 @@ WINDOW_FRAMES, CONTEXT_FRAMES = 3000, 500
 
 FORMAT = "dmcodec-onnx/1"
 ENCODER_NAME, DECODER_NAME, CONFIG_NAME = "encoder.onnx", "decoder.onnx", "codec.json"
+
+
+def hash_part(data: bytes) -> str:
+    """32 hexadecimal digits of a file of an export."""
+    return blake2b(data, digest_size=16).hexdigest()
 
 
 class OnnxCodec:
@@ -41,22 +48,48 @@ class OnnxCodec:
             if not (folder / name).is_file():
                 raise FileNotFoundError(f"{folder} is no exported codec: {name} is missing")
         try:
-            self._read_config(json.loads((folder / CONFIG_NAME).read_text("utf-8")))
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            self._read_config(parse_json((folder / CONFIG_NAME).read_bytes()))
+        except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
             raise ValueError(f"{folder / CONFIG_NAME} cannot be used: {error!r}") from error
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = num_threads or os.cpu_count() or 1
+        options.intra_op_num_threads = (
+            check_count("num_threads", num_threads) or os.cpu_count() or 1
+        )
         self._encoder, self._decoder = (
             self._open(onnxruntime, folder / name, options) for name in (ENCODER_NAME, DECODER_NAME)
         )
+        self._try_out(folder)
 
-    @staticmethod
-    def _open(onnxruntime: Any, path: Path, options: Any) -> Any:
-        """A network ready to run; ValueError for a damaged file."""
+    def _open(self, onnxruntime: Any, path: Path, options: Any) -> Any:
+        """A network ready to run; ValueError for a file that is damaged, or of another export."""
+        network = path.read_bytes()
+        # Exports of earlier versions do not say what their parts are.
+        if self._hashes and self._hashes.get(path.name) != hash_part(network):
+            raise ValueError(
+                f"{path} cannot be loaded: it is damaged or not of the export that {CONFIG_NAME} "
+                "beside it describes; export the codec again"
+            )
         try:
-            return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+            return onnxruntime.InferenceSession(
+                network, options, providers=["CPUExecutionProvider"]
+            )
         except Exception as error:  # onnxruntime's own kinds have no base of their own
             raise ValueError(f"{path} cannot be loaded: {error}; export the codec again") from error
+
+    def _try_out(self, folder: Path) -> None:
+        """Raises ValueError unless a frame of silence comes through as codec.json says."""
+        try:
+            codes = self.encode(np.zeros(self.hop_length, np.float32))
+            found = (codes.shape, self.decode(codes).shape)
+        except Exception as error:  # as above; the sound at hand is not to be blamed for it
+            raise ValueError(f"{folder} does not work: {error}; export the codec again") from error
+        due = ((self.num_codebooks, 1), (self.hop_length,))
+        if found != due:
+            raise ValueError(
+                f"{folder}: {CONFIG_NAME} is of another codec than {ENCODER_NAME} and "
+                f"{DECODER_NAME}: codes and sound of a frame are {found}, not {due}; export the "
+                "codec again"
+            )
 
     def _read_config(self, config: dict[str, Any]) -> None:
         if config.get("format") != FORMAT:
@@ -65,6 +98,10 @@ class OnnxCodec:
         self.num_codebooks = int(config["num_codebooks"])
         self.codebook_size = int(config["codebook_size"])
         self.model_id, self.model_hash = str(config["model_id"]), str(config["model_hash"])
+        self._hashes: dict[str, str] = dict(config.get("hashes", {}))
+        self.header(1, self.num_codebooks)  # refuses what no codec has
+        if self.sample_rate > MAX_SAMPLE_RATE:
+            raise ValueError(f"sample_rate is {self.sample_rate}; at most {MAX_SAMPLE_RATE}")
 
     def encode(
         self, waveform: NDArray[np.float32], *, num_codebooks: int | None = None

@@ -1,6 +1,5 @@
 """Which files a command works on and where its results go, planned before the first is read."""
 
-import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -52,7 +51,9 @@ def plan_outputs(
             return path.with_name(name)
         if ids is not None and path in ids:
             return folder / f"{ids[path]}{suffix}"
-        root = next((root for root in roots if root in path.parents), path.parent)
+        # `folder/../x.wav` begins with the folder's name and is not in it.
+        inside = (root for root in roots if root in path.parents)
+        root = next((r for r in inside if ".." not in path.relative_to(r).parts), path.parent)
         return folder / path.parent.relative_to(root) / name
 
     short = [place(path, path.stem + suffix) for path in paths]
@@ -61,18 +62,13 @@ def plan_outputs(
         target if uses[target] == 1 else place(path, path.name + suffix)
         for path, target in zip(paths, short, strict=True)
     ]
+    if folder is not None:
+        if folder.exists() and not folder.is_dir():
+            raise NotADirectoryError(f"{folder} is a file: name a folder for the results with -o")
+        outside = [t for t in outputs if ".." in t.relative_to(folder).parts]
+        if outside:
+            raise ValueError(f"{outside[0]} would be written outside {folder}")
     clashes = [str(target) for target, count in Counter(outputs).items() if count > 1]
     if clashes:
         raise ValueError(f"several inputs would be written to {clashes[0]}: name their folders")
     return outputs
-
-
-def write_bytes(path: Path, data: bytes) -> None:
-    """Writes a file that appears whole; its folder is made if missing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        temporary.write_bytes(data)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

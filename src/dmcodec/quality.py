@@ -6,6 +6,7 @@ short originals, non-finite samples.
 """
 
 import warnings
+from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
@@ -28,16 +29,32 @@ def stoi(reference: Waveform, estimate: Waveform, sample_rate: int) -> float:
     al. 2011, doi:10.1109/TASL.2011.2114881.
     """
     _check_pair(reference, estimate)
-    pystoi_stoi = _import("pystoi").stoi
-    if not np.any(reference):
-        # The package would say 0, as if the estimate were to blame.
-        raise Unmeasurable("STOI: the reference is silent")
+    # The package would say 0, as if the estimate were to blame.
+    require_sound("STOI", reference=reference)
+    return run_stoi("STOI", _import("pystoi").stoi, reference, estimate, sample_rate)
+
+
+def run_stoi(
+    name: str,
+    measure: Callable[..., float],
+    reference: Waveform,
+    estimate: Waveform,
+    sample_rate: int,
+    **options: bool,
+) -> float:
+    """What pystoi's function gives; Unmeasurable, in our words, where it only warns."""
     with warnings.catch_warnings():
         warnings.simplefilter("error", RuntimeWarning)
         try:
-            return float(pystoi_stoi(reference, estimate, sample_rate))
+            return float(measure(reference, estimate, sample_rate, **options))
         except (RuntimeWarning, ValueError) as problem:
-            raise Unmeasurable(f"STOI: {problem}") from problem
+            is_short = "Not enough STFT frames" in str(problem) or len(reference) < sample_rate // 4
+            reason = (
+                "the reference has less than the 0.4 s of speech that it needs"
+                if is_short
+                else f"the package gave no value: {problem}"
+            )
+            raise Unmeasurable(f"{name}: {reason}") from problem
 
 
 def pesq_wb(reference: Waveform, estimate: Waveform, sample_rate: int) -> float:
@@ -46,19 +63,46 @@ def pesq_wb(reference: Waveform, estimate: Waveform, sample_rate: int) -> float:
     Needs 0.25 s, and speech in both. Reference: ITU-T P.862.2 (2007).
     """
     _check_pair(reference, estimate)
-    pesq = _import("pesq")
-    if sample_rate != 16000:
-        reference = resample(reference, sample_rate, 16000)
-        estimate = resample(estimate, sample_rate, 16000)
-    if not np.any(estimate):
-        # The package divides by the level of the estimate.
-        raise Unmeasurable("PESQ: the estimate is silent")
+    return run_pesq(_import("pesq"), reference, estimate, sample_rate, "wb")
+
+
+def run_pesq(
+    package: Any, reference: Waveform, estimate: Waveform, sample_rate: int, mode: str
+) -> float:
+    """What the package pesq gives of waveforms at any rate; Unmeasurable where it gives nothing.
+
+    Modes are its own: "wb" at 16 kHz, "nb" at 8 kHz.
+    """
+    # The package divides by the level of the estimate, and raises that of the reference.
+    require_sound("PESQ", reference=reference, estimate=estimate)
+    rate = {"wb": 16_000, "nb": 8_000}[mode]
+    reference, estimate = (resample(each, sample_rate, rate) for each in (reference, estimate))
     try:
-        return float(pesq.pesq(16000, reference, estimate, "wb"))
-    except (pesq.PesqError, ValueError) as problem:
+        return float(package.pesq(rate, reference, estimate, mode))
+    except package.BufferTooShortError as problem:
+        raise Unmeasurable("PESQ: shorter than the 0.25 s that it needs") from problem
+    except package.NoUtterancesError as problem:
+        raise Unmeasurable("PESQ: no speech found in the reference or in the estimate") from problem
+    except (package.PesqError, ValueError) as problem:
         reason = problem.args[0] if problem.args else problem
         text = reason.decode() if isinstance(reason, bytes) else str(reason)
-        raise Unmeasurable(f"PESQ: {text}") from problem
+        raise Unmeasurable(f"PESQ: the package gave no value: {text}") from problem
+
+
+def is_silent(waveform: Waveform) -> bool:
+    """Whether no sample of a waveform [T] is above one step of 16 bits: zeros, or dither."""
+    return not np.any(np.abs(waveform) >= 1.5 / 32768)
+
+
+def require_sound(measure: str, **waveforms: Waveform) -> None:
+    """Raises Unmeasurable, in the name of a measure, when one of the waveforms [T] is silent.
+
+    An original without a signal says nothing about a codec, and packages that raise levels, or
+    fill in noise, would score what is left. Of an estimate, zeros alone count as silence.
+    """
+    for name, waveform in waveforms.items():
+        if not np.any(waveform) or (name == "reference" and is_silent(waveform)):
+            raise Unmeasurable(f"{measure}: the {name} is silent")
 
 
 def log_mel(waveform: Waveform, sample_rate: int) -> npt.NDArray[np.float32]:

@@ -1,4 +1,5 @@
 import json
+import os
 import shutil
 import socket
 from pathlib import Path
@@ -184,7 +185,7 @@ def test_unknown_setting_is_an_error(folder):
 
 def test_weights_of_another_shape_are_named_before_anything_is_allocated(folder):
     config = json.loads((folder / "config.json").read_text())
-    change_config(folder, seanet=config["seanet"] | {"latent_dim": 10**12})
+    change_config(folder, seanet=config["seanet"] | {"latent_dim": 4096})
     with pytest.raises(CheckpointError, match=r"5 of another shape \(encoder.conv_out.conv.weight"):
         Codec.from_pretrained(folder)
 
@@ -269,3 +270,71 @@ def test_load_takes_a_folder_or_says_that_no_model_is_bundled(codec, folder, mon
         load()
     codec.save_pretrained(tmp_path / "bundled")
     assert load().model_id == "dmcodec-small"
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.int64, torch.bool, torch.float8_e4m3fn])
+def test_weights_are_saved_as_floats_only(codec, tmp_path, dtype):
+    with pytest.raises(ValueError, match=f"not as {dtype}"):
+        codec.save_pretrained(tmp_path / "x", dtype=dtype)
+    assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda value: value.to(torch.int8), "is torch.int8; weights must be float32"),
+        (lambda value: torch.full_like(value, torch.nan), "holds NaN or infinite"),
+        (lambda value: value.index_fill(0, torch.tensor([0]), torch.inf), "holds NaN or infinite"),
+    ],
+)
+@pytest.mark.parametrize("name", ["encoder.conv_in.conv.weight", "quantizer.codebooks"])
+def test_weights_that_would_give_codes_of_nothing_are_refused(folder, name, change, reason):
+    def edit(tensors):
+        tensors[name] = change(tensors[name])
+
+    change_weights(folder, edit)
+
+    with pytest.raises(CheckpointError, match=rf"{name} {reason}"):
+        Codec.from_pretrained(folder)
+
+
+def test_weights_that_do_not_fit_half_precision_are_not_saved(build_codec, tmp_path):
+    codec = build_codec()
+    with torch.no_grad():
+        codec.decoder.conv_out.conv.bias.fill_(1e6)  # float16 ends at 65504
+
+    with pytest.raises(CheckpointError, match=r"conv_out\.conv\.bias holds NaN or infinite"):
+        codec.save_pretrained(tmp_path / "x", dtype=torch.float16)
+    codec.save_pretrained(tmp_path / "x", dtype=torch.bfloat16)
+
+    assert Codec.from_pretrained(tmp_path / "x").decoder.conv_out.conv.bias[0] > 9e5
+
+
+def test_parts_of_two_models_in_one_folder_are_refused(folder, codec, tmp_path):
+    # Same shapes: only what the weights know of their config tells them apart.
+    config = codec.config.model_copy(update={"sample_rate": 24_000})
+    other = type(codec)(config).eval()
+    other.save_pretrained(tmp_path / "other")
+    shutil.copy(tmp_path / "other" / "config.json", folder / "config.json")
+
+    with pytest.raises(CheckpointError, match="parts of two models"):
+        Codec.from_pretrained(folder)
+
+
+def test_layout_of_config_is_free_and_weights_without_its_hash_are_taken(folder, codec):
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text())))  # in one line
+    assert Codec.from_pretrained(folder).fingerprint() == codec.fingerprint()
+    change_weights(folder, lambda tensors: None)  # saved without metadata, as by earlier versions
+
+    assert Codec.from_pretrained(folder).fingerprint() == codec.fingerprint()
+
+
+def test_codec_folder_has_the_permissions_of_the_umask(codec, tmp_path):
+    before = os.umask(0o077)
+    try:
+        codec.save_pretrained(tmp_path / "x")
+    finally:
+        os.umask(before)
+
+    assert {path.stat().st_mode & 0o777 for path in (tmp_path / "x").iterdir()} == {0o600}

@@ -1,6 +1,7 @@
 """What the codec answers to input that is no speech: an error, or finite codes and sound."""
 
 import io
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,11 @@ import pytest
 import torch
 
 from dmcodec.audio import write_audio
+from dmcodec.codec.long import decode_long, encode_long
 from dmcodec.codec.model import Codec
+from dmcodec.codec.quantizer import LatentsError
+from dmcodec.codec.seanet import SEANetConfig
+from dmcodec.codec.streaming import StreamEncoder, StreamState
 
 RATE = 16000
 
@@ -86,3 +91,94 @@ def test_odd_sound_gets_finite_codes_and_sound_that_do_not_depend_on_the_batch(
 def test_silence_is_the_same_in_every_frame_away_from_the_borders(codec: Codec) -> None:
     codes = codec.encode(np.zeros(60 * 320, np.float32)).codes[0]
     assert torch.equal(codes[:, 25], codes[:, 35])
+
+
+def with_nan(build_codec: Callable[..., Codec], part: str, **changes: object) -> Codec:
+    """A codec with one NaN among the weights of a part."""
+    codec = build_codec(**changes)
+    with torch.no_grad():
+        codec.get_parameter(part).view(-1)[0] = torch.nan
+    return codec
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_latents_that_are_not_finite_have_no_codes(
+    build_codec: Callable[..., Codec], precision: str
+) -> None:
+    codec = with_nan(build_codec, "encoder.conv_out.conv.weight")
+    codec.precision = precision  # type: ignore[assignment]
+    waveform = torch.full((8000,), 0.1)
+
+    with pytest.raises(LatentsError, match="NaN or infinite values, which have no codes"):
+        codec.encode(waveform)
+    with pytest.raises(LatentsError):
+        encode_long(codec, [waveform])
+
+
+def test_streams_of_damaged_weights_are_refused(build_codec: Callable[..., Codec]) -> None:
+    seanet = SEANetConfig(
+        num_filters=4, latent_dim=8, is_causal=True, is_encoder_bidirectional=False
+    )
+    codec = with_nan(build_codec, "encoder.conv_in.conv.bias", seanet=seanet)
+
+    with pytest.raises(LatentsError):
+        StreamEncoder(codec).push([torch.zeros(320)], [StreamState()])
+
+
+def test_sound_that_is_not_finite_is_never_given(build_codec: Callable[..., Codec]) -> None:
+    codec = with_nan(build_codec, "decoder.conv_in.conv.bias")
+
+    with pytest.raises(ValueError, match="the weights are damaged"):
+        codec.decode(torch.zeros(4, 5, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_codecs_cast_as_a_whole_are_refused_with_the_way_out(
+    build_codec: Callable[..., Codec], dtype: torch.dtype
+) -> None:
+    codec = build_codec()
+    waveform = torch.full((1000,), 0.1)
+    expected = codec.encode(waveform).codes
+    codec.to(dtype)
+
+    for call in (
+        lambda: codec.encode(waveform),
+        lambda: codec.decode(expected),
+        lambda: encode_long(codec, [waveform]),
+        lambda: list(decode_long(codec, expected[0], 1000)),
+    ):
+        with pytest.raises(ValueError, match=rf"are {dtype}; encode and decode need float32: call"):
+            call()
+    if dtype == torch.float64:
+        assert torch.equal(codec.float().encode(waveform).codes, expected)
+
+
+def test_codes_are_taken_from_arrays_and_lists(codec: Codec) -> None:
+    codes = codec.encode(0.1 * torch.sin(torch.arange(1600) / 9)).codes
+
+    expected = codec.decode(codes)
+
+    for given in (
+        codes.numpy(),
+        codes[0].numpy().astype(np.uint16),  # as read_rows gives them
+        codes.tolist(),
+        codes[0].int(),
+    ):
+        assert torch.equal(codec.decode(given), expected)
+    for wrong, reason in (
+        (codes.numpy().astype(float), "codes must be integers, got ndarray of float64"),
+        ([[1, 2], [3]], "one length"),
+        ("12", "must be integers, got str"),
+        (None, "must be integers, got NoneType"),
+    ):
+        with pytest.raises(ValueError, match=reason):
+            codec.decode(wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("value", ["2", 2.0, True])
+def test_numbers_of_books_are_whole_numbers(codec: Codec, value: object) -> None:
+    with pytest.raises(ValueError, match="num_codebooks must be a whole number, got"):
+        codec.encode(np.zeros(1000, np.float32), num_codebooks=value)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="num_codebooks must be a whole number, got"):
+        codec.decode(np.zeros((4, 5), int), num_codebooks=value)  # type: ignore[arg-type]
+    assert codec.encode(np.zeros(1000, np.float32), num_codebooks=np.int64(2)).codes.shape[1] == 2

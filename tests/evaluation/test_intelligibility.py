@@ -58,10 +58,44 @@ def test_empty_reference_has_no_error_rate() -> None:
         ("it\u2019s  well-known\nand_so", "it's well known and so"),
         ("Grün 5 o'clock.", "grün 5 o'clock"),
         ("...", ""),
+        ("हिन्दी, ठीक है।", "हिन्दी ठीक है"),
+        ("ที่นี่ (ครับ)", "ที่นี่ ครับ"),
+        ("தமிழ்!", "தமிழ்"),
+        ("السَّلَامُ عَلَيْكُمْ", "السَّلَامُ عَلَيْكُمْ"),
+        ("שָׁלוֹם", "שָׁלוֹם"),
+        ("\u0130zmir I\u0307zmir", "izmir izmir"),
+        (
+            "c\u02bchoant don\u2018t don\u00b4t rock\u2019n\u2019roll",
+            "c'hoant don't don't rock'n'roll",
+        ),
+        ("\u2018now\u2019 ''then'' 'tis", "now then tis"),
+        ("co\u00adop नि\u200dन a\u200bb 1\ufe0f\u20e3", "coop निन a b 1"),
+        ("\u00a8 \u0301 ", ""),
     ],
 )
 def test_basic_normalizer_keeps_words_only(text: str, expected: str) -> None:
     assert make_normalizer("basic")(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("said", "heard"),
+    [("की", "का"), ("นี่", "นี้"), ("சி", "சு"), ("عِلْم", "عَلَم"), ("שָׁם", "שֵׁם")],
+)
+def test_words_that_differ_in_marks_alone_are_different(said: str, heard: str) -> None:
+    normalize = make_normalizer("basic")
+
+    words, _ = count_errors(normalize(said), normalize(heard))
+
+    assert (words.reference_length, words.substitutions) == (1, 1)
+
+
+def test_normalizing_twice_changes_nothing() -> None:
+    normalize = make_normalizer("basic")
+
+    for code in [*range(0x3100), 0xFF07, 0xFF40, 0x1E9E, 0xE0100]:
+        once = normalize(f"a{chr(code)}b {chr(code)}")
+
+        assert normalize(once) == once
 
 
 def test_whisper_normalizer_writes_numbers_as_digits() -> None:

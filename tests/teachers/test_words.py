@@ -25,6 +25,7 @@ from dmcodec.teachers.words import SttConfig, read_word_times
         ("\u201cHello,\u201d", "hello"),
         ("—", ""),
         ("4.09", "409"),
+        ("हिन्दी।", "हिन्दी"),
     ],
 )
 def test_spoken_form_has_no_case_and_no_punctuation(written, spoken):

@@ -228,8 +228,7 @@ class Killer:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.operations_left: int | None = None
         for owner, name in (
-            (checkpoint_module, "save_file"),
-            (checkpoint_module, "_write_text"),
+            (checkpoint_module, "write_whole"),
             (Path, "mkdir"),
             (Path, "rename"),
             (shutil, "rmtree"),

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from dmcodec.cli import files, jobs, streams
-from dmcodec.cli.options import CommandError, describe
+from dmcodec.cli.options import CommandError, describe, is_out_of_memory
 
 app = typer.Typer(
     name="dmcodec",
@@ -65,6 +65,16 @@ def main() -> None:
         app()
     except (CommandError, ValueError, OSError, ModuleNotFoundError) as problem:
         typer.secho(f"dmcodec: {describe(problem)}", fg="red", err=True)
+        sys.exit(1)
+    except (MemoryError, RuntimeError) as problem:
+        if not is_out_of_memory(problem):
+            raise
+        text = str(problem).partition("\n")[0]
+        typer.secho(
+            f"dmcodec: not enough memory for these sizes: make them smaller ({text})",
+            fg="red",
+            err=True,
+        )
         sys.exit(1)
     except KeyboardInterrupt:
         typer.secho("dmcodec: stopped", fg="red", err=True)

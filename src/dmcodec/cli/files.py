@@ -24,6 +24,7 @@ from dmcodec.cli.options import (
     describe,
     load_codec,
     parse_columns,
+    plain_console,
     read_bytes,
     say_damaged,
 )
@@ -53,7 +54,8 @@ def encode(
 ) -> None:
     """Encode sound files (wav, flac, ogg, mp3, any rate and channels) to .dmc files."""
     from dmcodec.audio import SoundBytes
-    from dmcodec.paths import find_inputs, plan_outputs, write_bytes
+    from dmcodec.paths import find_inputs, plan_outputs
+    from dmcodec.storage import write_whole
 
     problems: list[str] = []
     is_piped = _is_piped(inputs, output)
@@ -74,7 +76,7 @@ def encode(
         return
 
     def work(path: Path, target: Path) -> None:
-        write_bytes(target, encode_sound(path))
+        write_whole(target, encode_sound(path))
 
     _for_each("encoding", paths, targets, work, force, problems=problems)
 
@@ -188,7 +190,8 @@ def reconstruct(
     from dmcodec.audio import write_audio
     from dmcodec.files import identify, plot_reconstruction
     from dmcodec.files import reconstruct as reconstruct_file
-    from dmcodec.paths import plan_outputs, write_bytes
+    from dmcodec.paths import plan_outputs
+    from dmcodec.storage import write_whole
 
     problems: list[str] = []
     paths, names = _find_speech(inputs, parse_columns(columns), problems.append)
@@ -198,30 +201,34 @@ def reconstruct(
     identity = identify(codec)
     codec.decode(codec.encode(torch.zeros(codec.config.sample_rate)))  # the first pass sets up
     results: dict[Path, _Result] = {}
+    num_written = 0
 
     def work(path: Path, target: Path) -> None:
+        nonlocal num_written
         result = reconstruct_file(codec, identity, path, num_codebooks=num_codebooks)
         results[path] = _Result.of(result)
         if output is not None:
-            write_bytes(target.with_suffix(".dmc"), result.data)
+            write_whole(target.with_suffix(".dmc"), result.data)
             write_audio(target, result.decoded, codec.config.sample_rate)
             plot_reconstruction(
                 result, codec.config.sample_rate, path.name, target.with_suffix(".png")
             )
+            num_written += 1
 
     failed = _for_each(
         "reconstructing",
         paths,
         targets,
         work,
-        force or output is None,
+        force,
         beside=(".dmc", ".png"),
+        is_writing=output is not None,
         end=False,
         problems=problems,
     )
     _show_reconstructions(codec, results)
-    if output is not None and results:
-        typer.echo(f"wrote WAV, .dmc and PNG of {len(results)} file(s) to {output}")
+    if num_written:
+        typer.echo(f"wrote WAV, .dmc and PNG of {num_written} file(s) to {output}")
     if failed:
         raise typer.Exit(1)
 
@@ -255,6 +262,7 @@ def _for_each(
     force: bool,
     *,
     beside: Sequence[str] = (),
+    is_writing: bool = True,
     end: bool = True,
     problems: Sequence[str] = (),
 ) -> bool:
@@ -262,18 +270,27 @@ def _for_each(
 
     Without `force` nothing is replaced: neither a target nor its namesakes with suffixes `beside`.
     `problems` are of inputs that gave no file: they are named and counted with the failures.
+    An input is never replaced.
     Gives whether any failed; with `end` the command ends with exit code 1 instead.
     """
     from rich.progress import Progress
 
     failures = list(problems)
+    inputs = {_file_number(path) for path in paths if path.exists()}
     with Progress(transient=True, disable=len(paths) < 2) as progress:
         for path, target in progress.track(
             list(zip(paths, targets, strict=True)), description=title
         ):
             try:
-                for result in (target, *map(target.with_suffix, beside)):
-                    if result.exists() and not force:
+                for result in (target, *map(target.with_suffix, beside)) if is_writing else ():
+                    if not result.exists():
+                        continue
+                    if _file_number(result) in inputs:
+                        raise FileExistsError(
+                            f"{result} is one of the inputs and is not replaced: name another "
+                            "folder with -o"
+                        )
+                    if not force:
                         raise FileExistsError(f"{result} exists: give --force to replace it")
                 work(path, target)
             except (ValueError, OSError) as problem:
@@ -287,6 +304,12 @@ def _for_each(
     if failures and end:
         raise typer.Exit(1)
     return bool(failures)
+
+
+def _file_number(path: Path) -> tuple[int, int]:
+    """What a file has under all of its names."""
+    status = path.stat()
+    return status.st_dev, status.st_ino
 
 
 def _find_speech(
@@ -328,11 +351,19 @@ class _Result(NamedTuple):
 
 def _describe_file(path: Path) -> dict[str, str]:
     from dmcodec.audio import samples_to_seconds
-    from dmcodec.tokens.bitstream import read_header
+    from dmcodec.tokens.bitstream import MAX_HEADER_BYTES, BitstreamError, loads, read_header
 
-    data = path.read_bytes()
-    header = read_header(data)
-    state = "whole" if len(data) == header.file_bytes else f"cut or grown: {header.file_bytes} due"
+    with path.open("rb") as file:
+        head = file.read(MAX_HEADER_BYTES)
+    try:
+        header = read_header(head)
+    except BitstreamError as problem:
+        raise BitstreamError(f"{path}: {problem}") from problem
+    data, state = path.read_bytes(), "whole"
+    try:
+        loads(data)
+    except BitstreamError as problem:
+        state = f"damaged: {problem}"
     return {
         "duration": f"{samples_to_seconds(header.num_samples, header.sample_rate):.3f} s, "
         f"{header.num_samples} samples at {header.sample_rate} Hz",
@@ -361,10 +392,9 @@ def _describe_codec(codec: "Codec") -> dict[str, str]:
 
 def _show_reconstructions(codec: "Codec", results: dict[Path, _Result]) -> None:
     """One file in full, or a row for each of several and their means."""
-    from rich.console import Console
     from rich.table import Table
 
-    console, sample_rate = Console(), codec.config.sample_rate
+    console, sample_rate = plain_console(), codec.config.sample_rate
     if len(results) == 1:
         ((path, result),) = results.items()
         _show_table(f"{path.name} through {codec.model_id}", _describe_result(codec, result))
@@ -432,10 +462,9 @@ def _summarize(results: list[_Result], sample_rate: int) -> str:
 
 
 def _show_table(title: str, rows: dict[str, str]) -> None:
-    from rich.console import Console
     from rich.table import Table
 
     table = Table(title=title, show_header=False)
     for key, value in rows.items():
         table.add_row(key, value)
-    Console().print(table)
+    plain_console().print(table)

@@ -1,7 +1,8 @@
 """Commands that take long and go on where they stopped: train, teach, tokenize, evaluate..."""
 
+import errno
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -16,12 +17,17 @@ from dmcodec.cli.options import (
     NumCodebooks,
     PrecisionName,
     check_device,
+    describe,
     load_codec,
     parse_columns,
+    parse_seconds,
+    plain_console,
 )
+from dmcodec.processes import MAX_WORKERS
 
 if TYPE_CHECKING:
     from dmcodec.evaluation.summary import Summary
+    from dmcodec.manifest import Utterance
 
 TrainingDevice = Annotated[str, typer.Option(help="auto (a GPU where there is one), cpu or cuda.")]
 
@@ -42,7 +48,9 @@ def train(
         bool, typer.Option("--resume", help="Go on from the run's last checkpoint.")
     ] = False,
     device: TrainingDevice = "auto",
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads of each process.")] = None,
+    threads: Annotated[
+        int | None, typer.Option(min=1, max=MAX_WORKERS, help="CPU threads of each process.")
+    ] = None,
 ) -> None:
     """Train a codec as an experiment file says; several processes: start with torchrun."""
     try:
@@ -76,7 +84,9 @@ def teach(
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Change a key, as for train."),
     ] = None,
-    processes: Annotated[int, typer.Option(min=1, help="Processes, each with its models.")] = 1,
+    processes: Annotated[
+        int, typer.Option(min=1, max=MAX_WORKERS, help="Processes, each with its models.")
+    ] = 1,
     device: Device = "cpu",
     max_failed_percent: Annotated[
         float, typer.Option(min=0, help="More failed utterances than this end with exit code 1.")
@@ -130,9 +140,14 @@ def tokenize(  # noqa: PLR0913 (one for each flag)
     max_failures: Annotated[
         int, typer.Option(min=0, help="More failed utterances than this stop the job.")
     ] = 100,
-    readers: Annotated[int, typer.Option(min=1, help="Threads that read sound files.")] = 2,
+    readers: Annotated[
+        int, typer.Option(min=1, max=MAX_WORKERS, help="Threads that read sound files.")
+    ] = 2,
     threads: Annotated[
-        int | None, typer.Option(min=1, help="CPU threads of the network, of each Ray worker.")
+        int | None,
+        typer.Option(
+            min=1, max=MAX_WORKERS, help="CPU threads of the network, of each Ray worker."
+        ),
     ] = None,
     webdataset: Annotated[
         bool, typer.Option("--webdataset", help="Write WebDataset tars too.")
@@ -143,7 +158,9 @@ def tokenize(  # noqa: PLR0913 (one for each flag)
         str | None,
         typer.Option(help="auto, local, HOST:PORT, ray://HOST:10001; default: find or start."),
     ] = None,
-    ray_workers: Annotated[int, typer.Option(min=1, help="Ray workers with the model.")] = 1,
+    ray_workers: Annotated[
+        int, typer.Option(min=1, max=10_000, help="Ray workers with the model.")
+    ] = 1,
     columns: ColumnNames = None,
 ) -> None:
     """Turn a corpus into Parquet shards of tokens; run again to go on where it stopped."""
@@ -151,7 +168,6 @@ def tokenize(  # noqa: PLR0913 (one for each flag)
 
     from dmcodec.audio import seconds_to_samples
     from dmcodec.codec.precision import check_precision
-    from dmcodec.manifest import read_manifests
     from dmcodec.tokens.cluster import Cluster
     from dmcodec.tokens.corpus import describe_corpus
     from dmcodec.tokens.corpus import tokenize as tokenize_corpus
@@ -159,14 +175,10 @@ def tokenize(  # noqa: PLR0913 (one for each flag)
 
     if batch_seconds is None:
         batch_seconds = 16.0 if device == "cpu" else 400.0
-    problems: list[str] = []
-    utterances = read_manifests(
-        manifests, columns=parse_columns(columns), on_problem=problems.append
-    )
-    for problem in problems:
-        typer.secho(f"dmcodec: {problem}", fg="red", err=True)
-    if not utterances:
-        raise CommandError("no utterance could be read from the manifests")
+    parse_seconds("--batch-seconds", batch_seconds)
+    if max_seconds is not None:
+        parse_seconds("--max-seconds", max_seconds, most=1e9)
+    utterances, problems = _read_listed(manifests, columns)
     codec = load_codec(model, "cpu" if ray else device, threads=threads)
     try:
         codec.precision = check_precision(precision, torch.device(device))
@@ -203,18 +215,36 @@ def tokenize(  # noqa: PLR0913 (one for each flag)
                 on_progress=advance,
             )
     except OSError as problem:
-        raise CommandError(
-            f"{output}: {problem.strerror or problem}; finished shards are kept: run the same "
-            "command again to go on"
-        ) from problem
+        is_kept = problem.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+        advice = "; finished shards are kept: run the same command again to go on"
+        raise CommandError(describe(problem) + advice * is_kept) from problem
     except torch.OutOfMemoryError as problem:
         raise CommandError("out of memory: lower --batch-seconds") from problem
     for failure in job.failures[:20]:
         typer.secho(f"dmcodec: {failure['id']}: {failure['reason']}", fg="red", err=True)
     typer.echo(job.describe(rate))
+    if not job.num_done + job.num_skipped:
+        raise CommandError(f"none of the {len(utterances)} utterances could be tokenized")
     if problems:
         typer.echo(f"{len(problems)} lines or lists could not be read, see above", err=True)
         raise typer.Exit(1)
+
+
+def _read_listed(
+    manifests: Sequence[Path], columns: list[str] | None
+) -> tuple[list["Utterance"], list[str]]:
+    """The utterances of manifests, and what of them could not be read, which is shown."""
+    from dmcodec.manifest import read_manifests
+
+    problems: list[str] = []
+    utterances = read_manifests(
+        manifests, columns=parse_columns(columns), on_problem=problems.append
+    )
+    for problem in problems:
+        typer.secho(f"dmcodec: {problem}", fg="red", err=True)
+    if not utterances:
+        raise CommandError("no utterance could be read from the manifests")
+    return utterances, problems
 
 
 def evaluate(
@@ -249,7 +279,10 @@ def evaluate(
         str, typer.Option(help="pocketsphinx, or a Hugging Face CTC or Whisper model.")
     ] = "pocketsphinx",
     processes: Annotated[
-        int | None, typer.Option(min=0, help="Default: one for each processor; 0: no extra ones.")
+        int | None,
+        typer.Option(
+            min=0, max=MAX_WORKERS, help="Default: one for each processor; 0: no extra ones."
+        ),
     ] = None,
     device: Device = "cpu",
     export: Annotated[
@@ -319,7 +352,9 @@ def ablate(
             "--set", metavar="KEY=VALUE", help="Of the table: seeds=[1], num_word_clips=50 ..."
         ),
     ] = None,
-    processes: Annotated[int, typer.Option(min=1, help="For features and scores.")] = 1,
+    processes: Annotated[
+        int, typer.Option(min=1, max=MAX_WORKERS, help="For features and scores.")
+    ] = 1,
     device: TrainingDevice = "auto",
 ) -> None:
     """Train and measure every row of a table of ablations; run again to go on."""
@@ -355,11 +390,13 @@ def _progress(title: str, total: int) -> Iterator[Callable[[int], None]]:
 @contextmanager
 def _stage_progress() -> Iterator[Callable[[str, int, int], None]]:
     """A progress bar for each stage of a job, as a function of (stage, done, total)."""
-    from rich.console import Console
-    from rich.progress import Progress, TaskID
+    from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn
+    from rich.progress import TimeRemainingColumn as TimeColumn
 
     tasks: dict[str, TaskID] = {}
-    with Progress(console=Console(stderr=True)) as progress:
+    # Names of systems are in the descriptions.
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), TaskProgressColumn())
+    with Progress(*columns, TimeColumn(), console=plain_console(stderr=True)) as progress:
 
         def show(stage: str, done: int, total: int) -> None:
             if stage not in tasks:
@@ -372,7 +409,6 @@ def _stage_progress() -> Iterator[Callable[[str, int, int], None]]:
 def _show_evaluation(summary: "Summary", *, as_markdown: bool) -> None:
     """The main measures of every system, without intervals: those are in the files."""
     from rich.box import SIMPLE_HEAD
-    from rich.console import Console
     from rich.table import Table
 
     from dmcodec.evaluation.tables import missing_notes, short_table, to_short_markdown
@@ -388,10 +424,10 @@ def _show_evaluation(summary: "Summary", *, as_markdown: bool) -> None:
         table.add_column(heading, justify="right")
     for row in rows:
         table.add_row(*row)
-    console = Console()
+    console = plain_console()
     console.print(table)
     for key in ("recognizer", "machine", "versions"):
         if key in summary.about:
-            console.print(f"{key}: {summary.about[key]}", highlight=False)
+            console.print(f"{key}: {summary.about[key]}")
     for note in missing_notes(summary):
-        console.print(note, highlight=False)
+        console.print(note)

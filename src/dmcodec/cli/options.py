@@ -1,5 +1,6 @@
 """What commands share: options, the loading of a codec, and errors that users see."""
 
+import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,8 +8,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from dmcodec.processes import MAX_WORKERS
+
 if TYPE_CHECKING:
     import torch
+    from rich.console import Console
 
     from dmcodec.codec.model import Codec
 
@@ -37,7 +41,8 @@ PrecisionName = Annotated[
     str, typer.Option("--precision", help="float32, bfloat16, or tf32 (CUDA): faster, other codes.")
 ]
 Threads = Annotated[
-    int | None, typer.Option(min=1, help="CPU threads; default: one for each core.")
+    int | None,
+    typer.Option(min=1, max=MAX_WORKERS, help="CPU threads; default: one for each core."),
 ]
 NumCodebooks = Annotated[
     int | None, typer.Option(min=1, help="Use the first N books only; default: all.")
@@ -55,22 +60,52 @@ def describe(problem: Exception) -> str:
     if "\nOriginal Traceback" in text:  # so torch tells what a process that reads data raised
         name = re.escape(type(problem).__name__)
         *_, text = re.split(rf"\n(?:[\w.]+\.)?{name}: ", text.strip())
-    if isinstance(problem, OSError) and problem.strerror and problem.filename is not None:
-        return f"{problem.filename}: {problem.strerror}"
+    if isinstance(problem, OSError) and problem.strerror:
+        name = "" if problem.filename is None else f"{problem.filename}: "
+        return f"{name}{problem.strerror}"
     return text or type(problem).__name__
 
 
 def check_device(device: str) -> "torch.device":
-    """The device, which works; CommandError otherwise."""
+    """The device, which computes and gives back; CommandError in one sentence otherwise."""
     import torch
 
     try:
         target = torch.device(device)
         if target.type != "cpu":
-            torch.zeros(1, device=target)
+            torch.ones(1, device=target).add(1).cpu()  # "meta" takes everything and gives nothing
     except (RuntimeError, AssertionError) as problem:
-        raise CommandError(f"device {device!r} cannot be used: {problem}") from problem
+        reason = re.split(r"(?<=[.:])\s|\n", str(problem), maxsplit=1)[0].rstrip(".:")
+        raise CommandError(
+            f"device {device!r} cannot be used: {reason[:200]}; give cpu, or cuda with a GPU"
+        ) from problem
     return target
+
+
+def parse_seconds(option: str, value: float | str, *, most: float = 86_400.0) -> float:
+    """A duration; CommandError that names the option unless it is a number above 0, up to a day."""
+    try:
+        seconds = float(value)
+    except ValueError:
+        seconds = math.nan
+    if not 0 < seconds <= most:
+        raise CommandError(f"{option}: {value!r} is no number of seconds above 0 up to {most:g}")
+    return seconds
+
+
+def plain_console(*, stderr: bool = False) -> "Console":
+    """A console that shows names and messages as they are: text is data, never markup."""
+    from rich.console import Console
+
+    return Console(stderr=stderr, markup=False, emoji=False, highlight=False)
+
+
+def is_out_of_memory(problem: BaseException) -> bool:
+    """Whether it says that memory could not be had, in one of the ways of Python and torch."""
+    text = str(problem)
+    return isinstance(problem, MemoryError) or any(
+        sign in text for sign in ("can't allocate memory", "out of memory", "Storage size calculat")
+    )
 
 
 def load_codec(

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, BinaryIO, cast
 
 import typer
 
-from dmcodec.cli.options import CommandError, say_damaged
+from dmcodec.cli.options import CommandError, parse_seconds, say_damaged
 
 if TYPE_CHECKING:
     import numpy as np
@@ -248,10 +248,12 @@ def export(
     from dmcodec.export import export_onnx, measure_export
 
     if format != "onnx":
-        raise ValueError(f"can export to onnx, not to {format!r}")
+        raise CommandError(f"--format {format!r}: can export to onnx only")
+    durations = [
+        parse_seconds("--seconds", each.strip()) for each in seconds.split(",") if each.strip()
+    ]
     codec = load(model)
     export_onnx(codec, output, use_int8=int8)
-    durations = [float(each) for each in seconds.split(",") if each]
     for line in measure_export(codec, output, speech or [], durations):
         typer.echo(line)
 

@@ -7,20 +7,25 @@ layouts are read by published.py.
 import json
 import tempfile
 from collections.abc import Mapping
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor
 
 from dmcodec.codec.model import Codec, CodecConfig
-from dmcodec.config import build_record
+from dmcodec.config import build_record, parse_json
+from dmcodec.storage import replace_together, write_whole
 
 CONFIG_NAME, WEIGHTS_NAME, CARD_NAME = "config.json", "model.safetensors", "README.md"
 BUNDLED_ID = "dmcodec-small"
 _FORMAT = "dmcodec-codec/1"
+_CONFIG_HASH = "config_hash"
+_FLOAT_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+_FLOAT_NAMES = "float32, float16, bfloat16 or float64"
 
 AnyCodec = TypeVar("AnyCodec", bound=Codec)
 
@@ -30,27 +35,33 @@ class CheckpointError(ValueError):
 
 
 def save_pretrained(codec: Codec, folder: Path, *, dtype: torch.dtype, card: str | None) -> None:
-    """Writes the codec's folder; each file appears whole.
+    """Writes the codec's folder; weights and config appear together, and know each other.
 
     Args:
         codec: with plain weights (see `remove_weight_norm`).
         folder: made if missing; files of the same names are replaced.
         dtype: of floating-point weights on disk; float16 halves the size.
         card: text of README.md; None leaves an existing card, or writes a short one.
+
+    Raises ValueError for a dtype that is not floating, and for weights that are NaN or infinite,
+    be it that they do not fit the dtype.
     """
     if any("parametrizations" in name for name, _ in codec.named_parameters()):
         raise ValueError("the codec is in training form: call remove_weight_norm(codec) first")
-    folder.mkdir(parents=True, exist_ok=True)
+    if dtype not in _FLOAT_DTYPES:
+        raise ValueError(f"weights can be saved as {_FLOAT_NAMES}, not as {dtype}")
     tensors = {
         name: (value.to(dtype) if value.is_floating_point() else value).cpu().contiguous()
         for name, value in codec.state_dict().items()
     }
+    check_values(tensors, codec.state_dict(), f"codec {codec.model_id!r} as {dtype}")
     config = {"format": _FORMAT, **codec.config.model_dump(mode="json")}
-    weights = save(tensors, metadata={"format": "pt"})
-    _replace(folder / CONFIG_NAME, (json.dumps(config, indent=2) + "\n").encode())
-    _replace(folder / WEIGHTS_NAME, weights)
-    if card is not None or not (folder / CARD_NAME).exists():
-        _replace(folder / CARD_NAME, (card if card is not None else _short_card(codec)).encode())
+    weights = save(tensors, metadata={"format": "pt", _CONFIG_HASH: _hash_config(config)})
+    with replace_together(folder) as aside:
+        write_whole(aside / CONFIG_NAME, json.dumps(config, indent=2) + "\n")
+        write_whole(aside / WEIGHTS_NAME, weights)
+        if card is not None or not (folder / CARD_NAME).exists():
+            write_whole(aside / CARD_NAME, card if card is not None else _short_card(codec))
 
 
 def load_pretrained(
@@ -72,6 +83,8 @@ def load_pretrained(
     codec = unfilled_codec(kind, config)
     expected = codec.state_dict()
     check_tensors(tensors, {name: value.shape for name, value in expected.items()}, path)
+    check_values(tensors, expected, str(path))
+    _check_same_codec(path, folder / CONFIG_NAME)
     fill_codec(codec, tensors)
     codec.model_id = (
         Path(folder_or_id).resolve().name if Path(folder_or_id).is_dir() else str(folder_or_id)
@@ -109,8 +122,8 @@ def load_codec_config(folder: Path) -> CodecConfig:
 def read_json(path: Path) -> dict[str, Any]:
     """The table in a JSON file; raises CheckpointError where there is none."""
     try:
-        table = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
+        table = parse_json(path.read_bytes())
+    except ValueError as error:
         raise CheckpointError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(table, dict):
         raise CheckpointError(f"{path} holds no table of settings")
@@ -163,6 +176,45 @@ def check_tensors(
         raise CheckpointError(f"the tensors in {path} do not fit its config: " + ", ".join(found))
 
 
+def check_values(
+    tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], source: str
+) -> None:
+    """Raises CheckpointError for tensors that would give codes of nothing.
+
+    Those are numbers that are NaN or infinite, and integers in the place of floating-point weights.
+    Names and shapes are checked elsewhere.
+    """
+    for name, value in tensors.items():
+        if not expected[name].is_floating_point():
+            continue
+        if value.dtype not in _FLOAT_DTYPES:
+            raise CheckpointError(
+                f"{source}: {name} is {value.dtype}; weights must be {_FLOAT_NAMES}"
+            )
+        if not bool(torch.isfinite(value).all()):
+            raise CheckpointError(f"{source}: {name} holds NaN or infinite values")
+
+
+def _hash_config(table: Mapping[str, Any]) -> str:
+    """16 hexadecimal digits of what a config.json says, however it is laid out."""
+    return blake2b(json.dumps(table, sort_keys=True).encode(), digest_size=8).hexdigest()
+
+
+def _check_same_codec(weights: Path, config: Path) -> None:
+    """Raises CheckpointError for weights that were saved with another config.json.
+
+    Shapes do not show all that decides codes (rate, dilation, order of strides). Weights that were
+    saved before they knew their config are taken as they are.
+    """
+    with safe_open(weights, "pt") as file:
+        saved_with = (file.metadata() or {}).get(_CONFIG_HASH)
+    if saved_with is not None and saved_with != _hash_config(read_json(config)):
+        raise CheckpointError(
+            f"{weights} was saved with another {config.name} than {config}: the folder holds parts "
+            "of two models, or one was changed; save or copy the whole model again"
+        )
+
+
 def push_to_hub(codec: Codec, repo_id: str, *, private: bool, card: str | None) -> str:
     """Uploads the codec's folder to the Hub, as the user who is logged in; gives its address."""
     from huggingface_hub import HfApi
@@ -212,13 +264,3 @@ def _short_card(codec: Codec) -> str:
         f"codes, {config.frame_rate:g} frames/s, {config.bitrate_kbps:g} kbps at "
         f"{config.sample_rate} Hz. Load with `dmcodec.Codec.from_pretrained(...)`.\n"
     )
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Writes a file that appears whole or not at all."""
-    temporary = path.with_name(f".writing_{path.name}")
-    try:
-        temporary.write_bytes(content)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

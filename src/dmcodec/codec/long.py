@@ -26,7 +26,7 @@ from dmcodec.codec.fast import (
     run_direction,
     run_layers,
 )
-from dmcodec.codec.precision import computing_in
+from dmcodec.codec.precision import check_weights, computing_in
 from dmcodec.codec.reach import decoder_reach, encoder_reach
 from dmcodec.codec.seanet import Decoder, Encoder
 from dmcodec.codec.spectral_decoder import SpectralDecoder
@@ -62,6 +62,7 @@ def encode_long(
 
     Raises ValueError when there is no sample at all.
     """
+    check_weights(codec)
     encoder, device = codec.encoder, codec.device
     lstm, fast = encoder.lstm.lstm, fast_codec(codec)
     pieces = _convolved_pieces(
@@ -158,6 +159,7 @@ def decode_long(
 
     Memory does not grow with the length; the blocks joined are what `Codec.decode` gives.
     """
+    check_weights(codec)
     decoder, hop_length = codec.decoder, codec.config.hop_length
     if isinstance(decoder, SpectralDecoder):
         yield from _decode_spectral(

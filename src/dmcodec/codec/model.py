@@ -7,24 +7,30 @@ training and live elsewhere.
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from hashlib import blake2b
-from math import ceil, log2
+from math import ceil, log2, prod
+from numbers import Integral
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from dmcodec.audio import MAX_SAMPLE_RATE
 from dmcodec.codec.conv import ceil_div, length_mask
 from dmcodec.codec.fast import fast_codec
 from dmcodec.codec.inputs import Audio, to_waveforms
 from dmcodec.codec.long import decode_long, encode_long
-from dmcodec.codec.precision import Precision, computing_in
+from dmcodec.codec.precision import Precision, check_weights, computing_in
 from dmcodec.codec.quantizer import QuantizerConfig, QuantizerOutput, ResidualQuantizer
-from dmcodec.codec.seanet import Decoder, Encoder, SEANetConfig
+from dmcodec.codec.seanet import MAX_WEIGHTS, Decoder, Encoder, SEANetConfig
 from dmcodec.codec.spectral_decoder import SpectralConfig, SpectralDecoder
 from dmcodec.config import Record
+
+Codes = Tensor | np.ndarray | Sequence[object]
+"""[B, K, L] or [K, L] integers, as users have them."""
 
 LONG_FRAMES = 3000
 """Longer audio (a minute for the paper's codec) goes through long.py: bounded memory."""
@@ -39,15 +45,25 @@ class SEANetDecoderConfig(Record):
 class CodecConfig(Record):
     """Everything that defines a codec's network; the defaults are the paper's."""
 
-    sample_rate: int = Field(16000, ge=1, description="Hz")
+    sample_rate: int = Field(16000, ge=1, le=MAX_SAMPLE_RATE, description="Hz")
     seanet: SEANetConfig = SEANetConfig()
     quantizer: QuantizerConfig = QuantizerConfig()
     decoder: Annotated[SEANetDecoderConfig | SpectralConfig, Field(discriminator="kind")] = (
         SEANetDecoderConfig()
     )
     feature_dim: int | None = Field(
-        None, ge=1, description="width of the linear map to the teachers' space; None: no map"
+        None,
+        ge=1,
+        le=65536,
+        description="width of the linear map to the teachers' space; None: no map",
     )
+
+    @model_validator(mode="after")
+    def _check_books(self) -> Self:
+        sizes = (self.quantizer.num_codebooks, self.quantizer.codebook_size, self.seanet.latent_dim)
+        if prod(sizes) > MAX_WEIGHTS:
+            raise ValueError(f"the codebooks would have {prod(sizes):.1e} numbers; take fewer")
+        return self
 
     @model_validator(mode="after")
     def _check_decoder(self) -> Self:
@@ -221,9 +237,11 @@ class Codec(nn.Module):
             sample_rate: Hz of arrays and tensors; None when it is the codec's. Files know theirs.
 
         Raises ValueError for input that is empty, not finite, far beyond full scale (integers that
-        were not divided) or wrongly shaped, FileNotFoundError and `dmcodec.audio.AudioError` for
-        files.
+        were not divided) or wrongly shaped and for weights that are not float32, FileNotFoundError
+        and `dmcodec.audio.AudioError` for files.
         """
+        check_weights(self)
+        _check_number("num_codebooks", num_codebooks)
         waveforms = [
             w.to(self.device) for w in to_waveforms(audio, sample_rate, self.config.sample_rate)
         ]
@@ -245,7 +263,7 @@ class Codec(nn.Module):
     @torch.no_grad()
     def decode(
         self,
-        codes: Encoded | Tensor,
+        codes: Encoded | Codes,
         lengths: Tensor | Sequence[int] | None = None,
         *,
         num_codebooks: int | None = None,
@@ -255,11 +273,14 @@ class Codec(nn.Module):
 
         Args:
             codes: the record of `encode` (gives exactly its num_samples), or codes [B, K, L] or
-                [K, L] (gives lengths * hop_length samples).
+                [K, L] as a tensor, an array or nested lists (gives lengths * hop_length samples).
             lengths: [B] frames of each item when codes are a tensor; None when all are L.
             num_codebooks: decode the first n of the given books only.
             first_codebook: for a tensor, the book whose codes are row 0.
         """
+        check_weights(self)
+        _check_number("num_codebooks", num_codebooks)
+        _check_number("first_codebook", first_codebook)
         if isinstance(codes, Encoded):
             if lengths is not None or first_codebook:
                 raise ValueError("lengths and first_codebook are in the record already")
@@ -286,7 +307,10 @@ class Codec(nn.Module):
             else torch.cat(list(decode_long(self, c, size, first_codebook=first)))
             for c, size in zip(items, num_samples.tolist(), strict=True)
         ]
-        return _stack_padded([w[:size] for w, size in zip(waveforms, num_samples, strict=True)])
+        decoded = _stack_padded([w[:size] for w, size in zip(waveforms, num_samples, strict=True)])
+        if not bool(torch.isfinite(decoded).all()):
+            raise ValueError("decoding gave NaN or infinite samples: the weights are damaged")
+        return decoded
 
     @classmethod
     def from_pretrained(cls, folder_or_id: str | Path, *, revision: str | None = None) -> Self:
@@ -362,8 +386,9 @@ class Codec(nn.Module):
         return list(waveforms[:, 0].float())
 
     def _as_encoded(
-        self, codes: Tensor, lengths: Tensor | Sequence[int] | None, first_codebook: int
+        self, codes: Codes, lengths: Tensor | Sequence[int] | None, first_codebook: int
     ) -> Encoded:
+        codes = _to_tensor(codes)
         codes = codes[None] if codes.ndim == 2 else codes
         if codes.ndim != 3:
             raise ValueError(f"codes must be [B, K, L] or [K, L], got shape {tuple(codes.shape)}")
@@ -375,6 +400,25 @@ def _stack_padded(items: list[Tensor]) -> Tensor:
     """Items [..., L_i] as one tensor [B, ..., max L], zero beyond each item's end."""
     longest = max(item.shape[-1] for item in items)
     return torch.stack([F.pad(item, (0, longest - item.shape[-1])) for item in items])
+
+
+def _to_tensor(codes: Codes) -> Tensor:
+    """Codes as a tensor; integers only, whatever holds them."""
+    if isinstance(codes, Tensor):
+        return codes
+    try:
+        array = np.asarray(codes)
+    except ValueError as error:
+        raise ValueError("codes in lists must have one length: give lengths and padding") from error
+    if array.dtype.kind not in "iu":
+        raise ValueError(f"codes must be integers, got {type(codes).__name__} of {array.dtype}")
+    return torch.from_numpy(array.astype(np.int64))
+
+
+def _check_number(name: str, value: object) -> None:
+    """Raises ValueError unless it is a whole number, or None."""
+    if value is not None and (isinstance(value, bool) or not isinstance(value, Integral)):
+        raise ValueError(f"{name} must be a whole number, got {value!r}")
 
 
 def _zero_beyond(waveform: Tensor, num_samples: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from typing import Any, Literal, get_args
 
 import torch
+from torch import nn
 
 Precision = Literal["float32", "tf32", "bfloat16"]
 """float32: what the weights are, on GPUs too, where torch's convolutions would round to TF32.
@@ -19,6 +20,20 @@ def check_precision(precision: str, device: torch.device) -> Precision:
     if precision == "tf32" and device.type != "cuda":
         raise ValueError(f"precision tf32 is of CUDA devices, not of {device.type!r}")
     return precision  # type: ignore[return-value]
+
+
+def check_weights(codec: nn.Module) -> None:
+    """Raises ValueError unless all floating-point weights are float32.
+
+    A codec that was cast as a whole would fail within its first layer; its books, which are
+    compared by small distances, would be rounded too.
+    """
+    for name, value in codec.state_dict().items():
+        if value.is_floating_point() and value.dtype != torch.float32:
+            raise ValueError(
+                f"the codec's weights ({name}) are {value.dtype}; encode and decode need float32: "
+                "call codec.float(), and for faster networks set codec.precision = 'bfloat16'"
+            )
 
 
 @contextmanager

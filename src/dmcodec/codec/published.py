@@ -14,6 +14,7 @@ from torch import Tensor
 from dmcodec.codec.checkpoint import (
     CheckpointError,
     check_tensors,
+    check_values,
     fill_codec,
     read_json,
     read_safetensors,
@@ -83,7 +84,9 @@ def load_published(config: str | Path, checkpoint: str | Path) -> Codec:
     for name, size in sizes.items():
         tensors[name] = fold_weight_norm(tensors[name], size)
     weights = {ours: tensors[official] for official, ours in names.items()}
-    fill_codec(codec, weights | join_codebooks(tensors, codec.config.quantizer.num_codebooks))
+    weights |= join_codebooks(tensors, codec.config.quantizer.num_codebooks)
+    check_values(weights, codec.state_dict(), str(checkpoint))
+    fill_codec(codec, weights)
     codec.model_id = checkpoint.stem
     return codec
 

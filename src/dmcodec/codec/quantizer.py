@@ -24,14 +24,20 @@ from dmcodec.config import Record
 class QuantizerConfig(Record):
     """Sizes of the quantizer and how its books are learned."""
 
-    num_codebooks: int = Field(8, ge=1)
+    num_codebooks: int = Field(8, ge=1, le=255)
     codebook_size: int = Field(1024, ge=2, le=65536)
     ema_decay: float = Field(0.99, ge=0, lt=1)
     renewal_threshold: float = Field(
         0.03, ge=0, lt=1, description="an entry used less than this share of the mean is renewed"
     )
-    kmeans_iterations: int = Field(20, ge=0)
-    kmeans_max_vectors: int = Field(16384, ge=1, description="bounds the memory of the start")
+    kmeans_iterations: int = Field(20, ge=0, le=10_000)
+    kmeans_max_vectors: int = Field(
+        16384, ge=1, le=1 << 22, description="bounds the memory of the start"
+    )
+
+
+class LatentsError(ValueError):
+    """Latents that are not finite: the nearest entry to them would be the first, everywhere."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,13 +133,21 @@ class ResidualQuantizer(nn.Module):
 
     @torch.no_grad()
     def encode(self, latents: Tensor, num_codebooks: int | None = None) -> Tensor:
-        """Codes of the first `num_codebooks` books, [B, D, L] -> [B, num_codebooks, L]."""
+        """Codes of the first `num_codebooks` books, [B, D, L] -> [B, num_codebooks, L].
+
+        Raises ValueError for books that are not there, LatentsError for latents without codes.
+        """
         books = self.config.num_codebooks if num_codebooks is None else num_codebooks
         if not 1 <= books <= self.config.num_codebooks:
             raise ValueError(
                 f"num_codebooks is {books}; this codec has 1 to {self.config.num_codebooks}"
             )
         device = latents.device
+        if not bool(torch.isfinite(latents).all()):
+            raise LatentsError(
+                "the encoder gave NaN or infinite values, which have no codes: the samples are far "
+                "beyond full scale, or the codec's weights are damaged"
+            )
         with torch.autocast(device.type, enabled=False), computing_in("float32", device):
             residual = latents.float().transpose(1, 2)  # [B, L, D]
             codes = []

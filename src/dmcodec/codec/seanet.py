@@ -15,20 +15,24 @@ from torch import Tensor, nn
 from dmcodec.codec.conv import Conv1d, ConvTranspose1d, SkipLSTM, ceil_div
 from dmcodec.config import Record
 
+MAX_HOP_LENGTH = 65535
+"""Samples: what a .dmc file can say."""
+MAX_WEIGHTS = 4_000_000_000
+
 
 class SEANetConfig(Record):
     """Sizes of encoder and decoder; the defaults are the paper's (arXiv:2410.15017)."""
 
-    num_filters: int = Field(64, ge=2, multiple_of=2, description="channels at full rate")
+    num_filters: int = Field(64, ge=2, le=4096, multiple_of=2, description="channels at full rate")
     strides: tuple[PositiveInt, ...] = Field(
-        (2, 4, 5, 8), min_length=1, description="encoder order"
+        (2, 4, 5, 8), min_length=1, max_length=12, description="encoder order"
     )
-    latent_dim: int = Field(1024, ge=1)
-    kernel_size: int = Field(7, ge=1, description="of the first and the last convolution")
-    residual_kernel_size: int = Field(3, ge=1)
-    num_residual_layers: int = Field(1, ge=0)
-    dilation_base: int = Field(2, ge=1)
-    num_lstm_layers: int = Field(2, ge=1)
+    latent_dim: int = Field(1024, ge=1, le=65536)
+    kernel_size: int = Field(7, ge=1, le=1023, description="of the first and the last convolution")
+    residual_kernel_size: int = Field(3, ge=1, le=1023)
+    num_residual_layers: int = Field(1, ge=0, le=32)
+    dilation_base: int = Field(2, ge=1, le=32)
+    num_lstm_layers: int = Field(2, ge=1, le=32)
     is_encoder_bidirectional: bool = True
     is_causal: bool = Field(
         False, description="convolutions look back only: with an encoder of one direction, streams"
@@ -40,6 +44,31 @@ class SEANetConfig(Record):
         if self.is_causal and self.is_encoder_bidirectional:
             raise ValueError("is_causal needs is_encoder_bidirectional = false")
         return self
+
+    @model_validator(mode="after")
+    def _check_sizes(self) -> Self:
+        """Refuses, before anything is built, what no machine could hold."""
+        if self.hop_length > MAX_HOP_LENGTH:
+            raise ValueError(f"strides multiply to {self.hop_length}; at most {MAX_HOP_LENGTH}")
+        dilation = self.dilation_base ** max(0, self.num_residual_layers - 1)
+        if dilation * self.residual_kernel_size > MAX_HOP_LENGTH:
+            raise ValueError(f"dilation_base reaches a dilation of {dilation}; take a smaller one")
+        if self.num_weights > MAX_WEIGHTS:
+            raise ValueError(
+                f"encoder and decoder would have {self.num_weights:.1e} weights; "
+                f"at most {MAX_WEIGHTS:.0e}"
+            )
+        return self
+
+    @property
+    def num_weights(self) -> int:
+        """About how many weights encoder and decoder have, to a few percent."""
+        channels = [self.num_filters << level for level in range(len(self.strides) + 1)]
+        unit = self.residual_kernel_size / 2 + 1.5
+        total = 2 * self.kernel_size * (channels[0] + 1.5 * channels[-1] * self.latent_dim)
+        for width, stride in zip(channels, self.strides, strict=False):
+            total += 2 * width**2 * (self.num_residual_layers * unit + 4 * stride)
+        return round(total + 24 * self.num_lstm_layers * channels[-1] ** 2)
 
     @property
     def hop_length(self) -> int:

@@ -16,7 +16,7 @@ from torch import Tensor
 from dmcodec.codec.conv import Conv1d, ConvTranspose1d, SkipLSTM
 from dmcodec.codec.fast import run_layers
 from dmcodec.codec.inputs import find_problem
-from dmcodec.codec.precision import computing_in
+from dmcodec.codec.precision import check_weights, computing_in
 from dmcodec.codec.seanet import Decoder, DecoderBlock, EncoderBlock, ResidualStack, ResidualUnit
 
 if TYPE_CHECKING:
@@ -221,5 +221,6 @@ def _check_causal(codec: "Codec") -> None:
         )
     if codec.precision == "bfloat16":
         raise ValueError("streams compute in float32 or tf32, not in bfloat16")
+    check_weights(codec)
     if codec.training:
         raise ValueError("the codec is in training: call codec.eval() first")

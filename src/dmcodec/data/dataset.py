@@ -18,7 +18,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from dmcodec.audio import SAMPLE_RATE, Waveform, remove_dc, samples_to_seconds
+from dmcodec.audio import MAX_SAMPLE_RATE, SAMPLE_RATE, Waveform, remove_dc, samples_to_seconds
 from dmcodec.config import Record
 from dmcodec.data.features import SegmentGuidance, TeacherStores
 from dmcodec.manifest import Utterance
@@ -59,9 +59,9 @@ class DataConfig(Record):
 
     train_manifests: tuple[Path, ...] = Field(min_length=1)
     valid_manifest: Path | None = None
-    sample_rate: int = Field(default=SAMPLE_RATE, ge=1)
-    hop_length: int = Field(default=320, ge=1)
-    segment_samples: int = Field(default=48_000, ge=1)
+    sample_rate: int = Field(default=SAMPLE_RATE, ge=1, le=MAX_SAMPLE_RATE)
+    hop_length: int = Field(default=320, ge=1, le=65535)
+    segment_samples: int = Field(default=48_000, ge=1, le=1 << 24)
     min_samples: int = Field(default=1, ge=1)
     corpus_weights: dict[str, float] = Field(default_factory=dict)
     gain_db: tuple[float, float] = (-12.0, 6.0)

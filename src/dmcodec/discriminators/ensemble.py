@@ -15,7 +15,9 @@ from dmcodec.discriminators.period import PeriodDiscriminator
 from dmcodec.discriminators.scale import NUM_SCALE_LAYERS, ScaleDiscriminator
 from dmcodec.discriminators.stft import StftDiscriminator
 
-Size = Annotated[int, Field(ge=1)]
+Size = Annotated[int, Field(ge=1, le=1 << 14)]
+
+TransformSize = Annotated[int, Field(ge=4, le=1 << 18, multiple_of=4)]
 
 
 class DiscriminatorConfig(BaseModel):
@@ -42,15 +44,15 @@ class DiscriminatorConfig(BaseModel):
 
     periods: tuple[Size, ...] = (2, 3, 5, 7, 11)
     period_channels: tuple[Size, ...] = Field(default=(32, 128, 512, 1024, 1024), min_length=1)
-    num_scales: int = Field(default=3, ge=0)
+    num_scales: int = Field(default=3, ge=0, le=16)
     scale_channels: tuple[Size, ...] = Field(
         default=(128, 128, 256, 512, 1024, 1024, 1024),
         min_length=NUM_SCALE_LAYERS,
         max_length=NUM_SCALE_LAYERS,
     )
-    n_ffts: tuple[Annotated[int, Field(ge=4, multiple_of=4)], ...] = (2048, 1024, 512, 256, 128)
-    stft_filters: int = Field(default=32, ge=1)
-    log_n_ffts: tuple[Annotated[int, Field(ge=4, multiple_of=4)], ...] = ()
+    n_ffts: tuple[TransformSize, ...] = (2048, 1024, 512, 256, 128)
+    stft_filters: int = Field(default=32, ge=1, le=4096)
+    log_n_ffts: tuple[TransformSize, ...] = ()
     log_stft_channels: tuple[Size, ...] = Field(default=(16, 16, 16), min_length=1)
 
     @model_validator(mode="after")

@@ -18,6 +18,7 @@ from dmcodec.evaluation.requirements import package_versions
 from dmcodec.evaluation.scoring import GROUPS, ScoringConfig
 from dmcodec.evaluation.speaker import speaker_model_identity
 from dmcodec.manifest import Utterance
+from dmcodec.processes import MAX_WORKERS
 
 _PACKAGES = (
     "numpy",
@@ -60,11 +61,11 @@ class EvaluationConfig(Record):
     scoring: ScoringConfig = ScoringConfig()
     normalizer: Normalizer = "basic"
     reference: str | None = None
-    num_resamples: int = Field(5000, ge=100)
+    num_resamples: int = Field(5000, ge=100, le=100_000)
     confidence: float = Field(0.95, gt=0.5, lt=1)
     resample: Literal["clip", "speaker"] = "clip"
     seed: int = Field(0, ge=0)
-    num_processes: int = Field(1, ge=0)
+    num_processes: int = Field(1, ge=0, le=MAX_WORKERS)
     max_minutes: float | None = Field(None, gt=0)
     export: Literal["versa"] | None = None
     played: tuple[str, ...] = ()

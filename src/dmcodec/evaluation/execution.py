@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from multiprocessing import get_context
 from typing import Any
 
+from dmcodec.processes import end_with_parent
+
 _ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 
 
@@ -27,7 +29,7 @@ def open_executor(num_processes: int, prepare: Callable[[], None]) -> Iterator[E
     before = {name: os.environ.get(name) for name in _ONE_THREAD}
     os.environ.update(_ONE_THREAD)  # numpy and torch read it when a process first imports them
     executor = ProcessPoolExecutor(
-        num_processes, mp_context=get_context("spawn"), initializer=prepare
+        num_processes, mp_context=get_context("spawn"), initializer=_start, initargs=(prepare,)
     )
     try:
         yield executor
@@ -38,6 +40,11 @@ def open_executor(num_processes: int, prepare: Callable[[], None]) -> Iterator[E
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
+
+
+def _start(prepare: Callable[[], None]) -> None:
+    end_with_parent()
+    prepare()
 
 
 class HereExecutor(Executor):

@@ -1,7 +1,5 @@
 """Speech to words by a named recognizer, text normalization, and counts of word errors."""
 
-import re
-import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
@@ -12,6 +10,7 @@ import torch
 from dmcodec.audio import Waveform, resample
 from dmcodec.evaluation.requirements import import_package, model_identity, package_versions
 from dmcodec.quality import Unmeasurable
+from dmcodec.spelling import bare_words
 
 Normalizer = Literal["basic", "whisper"]
 
@@ -20,8 +19,6 @@ _WHISPER_MAX_SAMPLES = 30 * _RECOGNIZER_RATE
 # Bounds of PocketSphinx's search, per frame. Its own (30000, all) take 1.6 times as long, most on
 # the worst speech, and gain 2 of 55 % WER (12 clips of LibriSpeech test-other and dev).
 _MAX_HMMS, _MAX_WORDS = 3000, 20
-_NOT_WORD = re.compile(r"[^\w' ]+")
-_LONE_APOSTROPHE = re.compile(r"(?<!\w)'|'(?!\w)")
 
 
 class Recognizer(Protocol):
@@ -107,8 +104,9 @@ class TransformersRecognizer:
 def make_normalizer(name: Normalizer) -> Callable[[str], str]:
     """The function that both texts of a comparison go through.
 
-    "basic": Unicode NFKC, lower case, everything but letters, digits and apostrophes inside words
-    becomes a space. "whisper": the English normalizer of the Whisper paper (contractions written
+    "basic": Unicode NFKC, lower case, everything but letters with their marks, digits and
+    apostrophes inside words becomes a space; signs that are not seen (soft hyphens, joiners) are
+    left out. "whisper": the English normalizer of the Whisper paper (contractions written
     out, numbers as digits, spelling kept), for recognizers that write numbers and punctuation.
     """
     if name == "whisper":
@@ -117,13 +115,7 @@ def make_normalizer(name: Normalizer) -> Callable[[str], str]:
         )
         normalizer: Any = module.EnglishTextNormalizer({})
         return lambda text: str(normalizer(text)).strip()
-    return _normalize_basic
-
-
-def _normalize_basic(text: str) -> str:
-    text = unicodedata.normalize("NFKC", text).lower().replace("\u2019", "'").replace("_", " ")
-    text = _LONE_APOSTROPHE.sub(" ", _NOT_WORD.sub(" ", text))
-    return " ".join(text.split())
+    return bare_words
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ model are loaded once per process.
 """
 
 import logging
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
@@ -18,11 +17,10 @@ import torch
 
 from dmcodec.audio import Waveform, resample
 from dmcodec.evaluation.requirements import import_package
-from dmcodec.quality import Unmeasurable
+from dmcodec.quality import Unmeasurable, require_sound, run_pesq, run_stoi
 
 _DNSMOS_RATE = 16_000
 _VISQOL_RATES = {"speech": 16_000, "audio": 48_000}
-_PESQ_NARROW_RATE = 8_000
 
 
 def estoi(reference: Waveform, estimate: Waveform, sample_rate: int) -> float:
@@ -31,13 +29,9 @@ def estoi(reference: Waveform, estimate: Waveform, sample_rate: int) -> float:
     Reference: Jensen and Taal 2016, doi:10.1109/TASLP.2016.2585878.
     """
     pystoi = import_package("pystoi", "ESTOI")
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", RuntimeWarning)
-        try:
-            with _seeded_numpy():  # the package adds noise, which decides where there is silence
-                return float(pystoi.stoi(reference, estimate, sample_rate, extended=True))
-        except (RuntimeWarning, ValueError) as problem:
-            raise Unmeasurable(f"ESTOI: {problem}") from problem
+    require_sound("ESTOI", reference=reference)
+    with _seeded_numpy():  # the package adds noise, which decides where there is silence
+        return run_stoi("ESTOI", pystoi.stoi, reference, estimate, sample_rate, extended=True)
 
 
 @contextmanager
@@ -57,17 +51,7 @@ def pesq_nb(reference: Waveform, estimate: Waveform, sample_rate: int) -> float:
     Reference: ITU-T P.862.1 (2003).
     """
     pesq = import_package("pesq", "PESQ-NB")
-    reference = resample(reference, sample_rate, _PESQ_NARROW_RATE)
-    estimate = resample(estimate, sample_rate, _PESQ_NARROW_RATE)
-    if not np.any(estimate):
-        # The package divides by the level of the estimate.
-        raise Unmeasurable("PESQ: the estimate is silent")
-    try:
-        return float(pesq.pesq(_PESQ_NARROW_RATE, reference, estimate, "nb"))
-    except (pesq.PesqError, ValueError) as problem:
-        reason = problem.args[0] if problem.args else problem
-        text = reason.decode() if isinstance(reason, bytes) else str(reason)
-        raise Unmeasurable(f"PESQ: {text}") from problem
+    return run_pesq(pesq, reference, estimate, sample_rate, "nb")
 
 
 def visqol(reference: Waveform, estimate: Waveform, sample_rate: int, mode: str) -> float:
@@ -84,8 +68,8 @@ def visqol(reference: Waveform, estimate: Waveform, sample_rate: int, mode: str)
     Reference: Chinen et al. 2020, arXiv:2004.09584.
     """
     rate = _VISQOL_RATES[mode]
-    if not np.any(estimate):
-        raise Unmeasurable("ViSQOL: the estimate is silent")  # the package divides by its level
+    # The package divides by the level of the estimate, and compares silence with its own noise.
+    require_sound("ViSQOL", reference=reference, estimate=estimate)
     api = _visqol_api(mode)
     signals = [resample(w, sample_rate, rate).astype(np.float64) for w in (reference, estimate)]
     try:

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dmcodec.audio import Waveform, resample
+from dmcodec.config import parse_json
 from dmcodec.evaluation.intelligibility import make_normalizer
 from dmcodec.evaluation.requirements import import_package
 from dmcodec.quality import Unmeasurable
@@ -70,7 +71,10 @@ def dump_phones(phones: Sequence[Phone]) -> str:
 
 def load_phones(text: str) -> list[Phone]:
     """The inverse of `dump_phones`."""
-    return [Phone(name, start, num_frames) for name, start, num_frames in json.loads(text)]
+    try:
+        return [Phone(str(name), int(start), int(count)) for name, start, count in parse_json(text)]
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"phones in the cache are damaged, remove it: {error}") from error
 
 
 def label_frames(

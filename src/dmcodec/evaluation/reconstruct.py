@@ -20,22 +20,32 @@ import numpy as np
 import torch
 
 from dmcodec.audio import SAMPLE_RATE, Waveform, read_audio, remove_dc, resample, write_audio
+from dmcodec.config import Record, parse_json
 from dmcodec.evaluation.storage import (
     SoundRecord,
     Workspace,
     hash_file,
     hash_text,
     hash_waveform,
-    write_text,
 )
 from dmcodec.evaluation.systems import ORIGINAL, System, SystemFacts, SystemSpec, open_system
 from dmcodec.manifest import Utterance
+from dmcodec.quality import is_silent
 from dmcodec.sources import read_utterance
+from dmcodec.storage import write_whole
 
 logger = logging.getLogger(__name__)
 
-_ORIGINAL_PREPARATION = "16 kHz mono, mean removed, 16 bit"
+_ORIGINAL_PREPARATION = "16 kHz mono, mean removed, 16 bit, silence noted"
 _FIRST_PACKET_RUNS = 5
+
+
+class _Measured(Record):
+    """What a system's JSON file says: facts, and time and memory of its last run."""
+
+    facts: SystemFacts
+    first_packet_s: float | None
+    peak_memory_mb: float | None
 
 
 @dataclass(frozen=True)
@@ -63,29 +73,44 @@ def prepare_originals(
     file_hash = lru_cache(maxsize=16)(hash_file)  # once for the many utterances in one file
     for number, utterance in enumerate(utterances, start=1):
         try:
-            _prepare_original(utterance, workspace, file_hash)
+            prepared = _read_original(utterance, workspace, file_hash)
         except (ValueError, OSError) as problem:
             logger.warning("%s left out: %s", utterance.id, problem)
             failures[utterance.id] = str(problem)
+        else:
+            if prepared is not None:  # what cannot be written is no fault of the clip
+                _write_original(utterance, workspace, *prepared)
         progress(number, len(utterances))
     return failures
 
 
-def _prepare_original(
+def _read_original(
     utterance: Utterance, workspace: Workspace, file_hash: Callable[[Path], str]
-) -> None:
+) -> tuple[str, Waveform] | None:
+    """Key and waveform [T] of an original; None when it is there already."""
     if not utterance.audio.is_file():
         raise FileNotFoundError(f"{utterance.audio}: no such file")
     segment = f"{utterance.start_samples} {utterance.num_samples} {utterance.entry}"
     key = hash_text(_ORIGINAL_PREPARATION, segment, file_hash(utterance.audio))
     record = workspace.read_sound_record(ORIGINAL, utterance.id)
     if record is not None and record.key == key:
-        return
-    waveform = remove_dc(read_utterance(utterance, sample_rate=SAMPLE_RATE))
+        return None
+    return key, remove_dc(read_utterance(utterance, sample_rate=SAMPLE_RATE))
+
+
+def _write_original(
+    utterance: Utterance, workspace: Workspace, key: str, waveform: Waveform
+) -> None:
     path = workspace.sound_path(ORIGINAL, utterance.id)
+    workspace.drop_sound_record(ORIGINAL, utterance.id)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_audio(path, waveform, SAMPLE_RATE)
-    record = SoundRecord(key=key, sound_hash=hash_waveform(waveform), num_samples=len(waveform))
+    record = SoundRecord(
+        key=key,
+        sound_hash=hash_waveform(waveform),
+        num_samples=len(waveform),
+        is_silent=is_silent(waveform),
+    )
     workspace.write_sound_record(ORIGINAL, utterance.id, record)
 
 
@@ -129,7 +154,7 @@ def run_system(
         if is_own_process and facts.num_parameters is not None:
             kept["peak_memory_mb"] = executor.submit(_peak_memory_mb).result()
         entry = {"facts": facts.model_dump(), **kept}
-        write_text(workspace.system_path(spec.name), json.dumps(entry, indent=1))
+        write_whole(workspace.system_path(spec.name), json.dumps(entry, indent=1))
     num_kept = len(ids) - num_done - len(failures)
     return SystemRun(facts, failures, num_done, num_kept, **kept)
 
@@ -140,10 +165,13 @@ def _read_measured(workspace: Workspace, name: str, facts: SystemFacts) -> dict[
     path = workspace.system_path(name)
     if not path.is_file():
         return empty
-    entry = json.loads(path.read_text(encoding="utf-8"))
-    if entry["facts"]["identity"] != facts.identity:
+    try:
+        entry = _Measured.model_validate(parse_json(path.read_bytes()))
+    except ValueError:
+        return empty  # damaged: measured anew when the system runs again
+    if entry.facts.identity != facts.identity:
         return empty
-    return {key: entry[key] for key in empty}
+    return entry.model_dump(exclude={"facts"})
 
 
 _open_systems: list[System] = []  # kept between the calls that an executor sends its worker
@@ -181,6 +209,7 @@ def _reconstruct_one(name: str, utterance_id: str, workspace: Workspace) -> str:
         logger.warning("%s, %s: %s", name, utterance_id, problem)
         return str(problem) or type(problem).__name__
     path = workspace.sound_path(name, utterance_id)
+    workspace.drop_sound_record(name, utterance_id)
     path.parent.mkdir(parents=True, exist_ok=True)
     if result.codes is not None:
         workspace.write_codes(name, utterance_id, result.codes)

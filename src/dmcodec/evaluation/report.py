@@ -15,7 +15,7 @@ from dmcodec.evaluation.listening import Budget, choose_played, extremes_section
 from dmcodec.evaluation.measures import MEASURES, Measure
 from dmcodec.evaluation.page import anchor, captioned, cell, heading, page, table
 from dmcodec.evaluation.rows import Row
-from dmcodec.evaluation.storage import Workspace, write_text
+from dmcodec.evaluation.storage import Workspace
 from dmcodec.evaluation.summary import Summary
 from dmcodec.evaluation.systems import ORIGINAL
 from dmcodec.evaluation.tables import (
@@ -25,6 +25,7 @@ from dmcodec.evaluation.tables import (
     missing_notes,
     show_difference,
 )
+from dmcodec.storage import write_whole
 
 _TEXT_RESERVE = 40_000  # bytes for the words around embedded sounds
 _SPREAD_MEASURES = ("wer_own", "stoi", "pesq", "visqol", "spk_similarity")
@@ -66,7 +67,7 @@ def write_report(
     budget = Budget(max_bytes - size - _TEXT_RESERVE)
     listen = listen_section(summary, rows, workspace, texts, played or choose_played(rows), budget)
     extremes = extremes_section(summary, rows, workspace, budget)
-    write_text(path, page("\n".join([*fixed, listen, extremes, *tail])))
+    write_whole(path, page("\n".join([*fixed, listen, extremes, *tail])))
 
 
 def _families(summary: Summary) -> dict[str, int]:

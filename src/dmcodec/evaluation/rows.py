@@ -55,6 +55,8 @@ def make_row(
     sound: SoundRecord | None,
     results: Mapping[str, CachedScores | str],
     words: WordContext | None,
+    *,
+    is_original_silent: bool = False,
 ) -> Row:
     """Puts a row together.
 
@@ -65,6 +67,7 @@ def make_row(
         sound: the record of the reconstruction; None when there is none.
         results: group -> its scores, or the reason why the whole group is missing.
         words: None when the group "words" was not asked for.
+        is_original_silent: then a silent reconstruction is none to count.
     """
     scores: dict[str, float] = {}
     missing: dict[str, str] = {}
@@ -95,7 +98,8 @@ def make_row(
         encode_s=sound.encode_s if sound else None,
         decode_s=sound.decode_s if sound else None,
         length_difference_samples=sound.length_difference_samples if sound else None,
-        is_silent=sound is not None and sound.is_silent,
+        # Silence that comes out silent is no failure.
+        is_silent=sound is not None and sound.is_silent and not is_original_silent,
     )
 
 

@@ -29,6 +29,8 @@ from dmcodec.evaluation.requirements import import_package
 from dmcodec.evaluation.rows import Row, WordContext, make_row
 from dmcodec.evaluation.scoring import (
     GROUPS,
+    SCORED_ON_SILENCE,
+    SILENT_ORIGINAL,
     ScoreTask,
     cache_key,
     check_models,
@@ -42,7 +44,6 @@ from dmcodec.evaluation.storage import (
     SoundRecord,
     Workspace,
     write_json_lines,
-    write_text,
 )
 from dmcodec.evaluation.streams import align_originals, summarize_codes
 from dmcodec.evaluation.summary import CodesSummary, Summary, summarize
@@ -50,6 +51,7 @@ from dmcodec.evaluation.systems import ORIGINAL, SystemSpec, parse_systems
 from dmcodec.evaluation.tables import to_csv, to_markdown
 from dmcodec.evaluation.versa import export_versa
 from dmcodec.manifest import Utterance, read_manifests
+from dmcodec.storage import lock_folder, write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -86,6 +88,7 @@ def evaluate(
     Raises:
         FileNotFoundError: a manifest, model, program or folder is not there.
         ValueError: a wrong choice, or a package that a system needs is not installed.
+        FolderInUse: another evaluation writes there.
         EvaluationStopped: a process died; what it had done is kept.
     """
     specs = parse_systems(config.systems, config.kbps, config.delay_samples)
@@ -94,8 +97,19 @@ def evaluate(
     import_package("PIL.Image", "the report")
     if not (output / "rows.jsonl").is_file():  # what is scored needs no model again
         check_models(config.measures, config.scoring)
-    workspace = Workspace(output)
+    with lock_folder(output):
+        return _evaluate(config, specs, reference, output, progress)
 
+
+def _evaluate(
+    config: EvaluationConfig,
+    specs: Sequence[SystemSpec],
+    reference: str,
+    output: Path,
+    progress: Progress,
+) -> Evaluation:
+    """`evaluate` in a folder that is this job's alone."""
+    workspace = Workspace(output)
     found = read_manifests(config.manifests, columns=config.columns)
     listed = choose_clips(found, config.protocol, config.num_clips)
     lost = prepare_originals(listed, workspace, partial(progress, "originals"))
@@ -179,15 +193,19 @@ def _collect_sounds(
 
 
 def _plan(config: EvaluationConfig, sounds: Sounds, unavailable: Mapping[str, str]) -> Keys:
-    """The cache key of everything that can be computed."""
+    """The cache key of everything that can be computed.
+
+    Of a silent original that is what means something without a signal.
+    """
     groups = [g for g in config.measures if g not in unavailable and GROUPS[g].measures]
     identities = {group: group_identity(group, config.scoring) for group in groups}
     plan = {}
     for (system, clip), record in sounds.items():
-        original_hash = sounds[ORIGINAL, clip].sound_hash
+        original = sounds[ORIGINAL, clip]
         plan[system, clip] = {
-            group: cache_key(group, identities[group], original_hash, record.sound_hash)
+            group: cache_key(group, identities[group], original.sound_hash, record.sound_hash)
             for group in groups
+            if not original.is_silent or SCORED_ON_SILENCE & set(GROUPS[group].measures)
         }
     return plan
 
@@ -270,9 +288,14 @@ def _make_rows(
     rows = []
     for name in (ORIGINAL, *runs):
         for utterance in utterances:
-            pair = (name, utterance.id)
+            pair, original = (name, utterance.id), sounds[ORIGINAL, utterance.id]
             if pair in sounds:
-                results: dict[str, CachedScores | str] = {
+                results: dict[str, CachedScores | str] = dict.fromkeys(
+                    # Groups that are not planned although they could be computed.
+                    config.measures if original.is_silent else (),
+                    SILENT_ORIGINAL,
+                )
+                results |= {
                     group: _TOO_LATE if (utterance.id, group) in late else cache[key]
                     for group, key in keys[pair].items()
                 }
@@ -282,8 +305,17 @@ def _make_rows(
                 results = dict.fromkeys(config.measures, reason)
             heard = keys[ORIGINAL, utterance.id].get("words")
             words = WordContext(normalize, cache[heard].text) if heard and heard in cache else None
-            num_samples = sounds[ORIGINAL, utterance.id].num_samples
-            rows.append(make_row(name, utterance, num_samples, sounds.get(pair), results, words))
+            rows.append(
+                make_row(
+                    name,
+                    utterance,
+                    original.num_samples,
+                    sounds.get(pair),
+                    results,
+                    words,
+                    is_original_silent=original.is_silent,
+                )
+            )
     return rows
 
 
@@ -296,9 +328,9 @@ def _write_results(
     workspace: Workspace,
 ) -> None:
     write_json_lines(output / "rows.jsonl", (row.model_dump() for row in rows))
-    write_text(output / "summary.json", summary.model_dump_json(indent=1))
-    write_text(output / "table.md", to_markdown(summary))
-    write_text(output / "table.csv", to_csv(summary))
+    write_whole(output / "summary.json", summary.model_dump_json(indent=1))
+    write_whole(output / "table.md", to_markdown(summary))
+    write_whole(output / "table.csv", to_csv(summary))
     write_report(
         summary,
         rows,

@@ -210,7 +210,9 @@ GROUPS = {
     "utmos": Group(("utmos",), _utmos, uses_original=False),
     "speaker": Group(("spk_similarity",), _speaker),
     "signal": Group(
-        ("mel_distance", "stft_distance", "mcd", "si_sdr", "level_difference", "delay"), _signal
+        ("mel_distance", "stft_distance", "mcd", "si_sdr", "level_difference", "delay"),
+        _signal,
+        revision=2,
     ),
     "pitch": Group(
         ("f0_corr", "f0_rmse", "voicing_error"), _pitch, ("librosa",), ("librosa",), revision=2
@@ -294,8 +296,11 @@ def score_clip(task: ScoreTask, models: Models, workspace: Workspace) -> int:
 def score_group(name: str, key: str, original: Original, estimate: Waveform) -> CachedScores:
     """One group of measures of one pair; of the group "words" the transcript of the estimate.
 
-    A silent estimate scores as bad: see `SILENT_SCORES`; no word is heard in it.
+    A silent estimate scores as bad: see `SILENT_SCORES`; no word is heard in it. A silent original
+    leaves only `SCORED_ON_SILENCE`, whatever the estimate is.
     """
+    if quality.is_silent(original.waveform):
+        return _score_against_silence(name, key, original, estimate)
     is_silent = not np.any(estimate)
     if is_silent and name == "words":
         return CachedScores(key=key, values={}, missing={}, text="")
@@ -308,6 +313,24 @@ def score_group(name: str, key: str, original: Original, estimate: Waveform) -> 
         except Unmeasurable as reason:
             return CachedScores(key=key, values={}, missing={"transcript": str(reason)})
         return CachedScores(key=key, values={}, missing={}, text=text)
+    return _compute_group(name, key, original, estimate)
+
+
+def _score_against_silence(
+    name: str, key: str, original: Original, estimate: Waveform
+) -> CachedScores:
+    """Of a silent original only `SCORED_ON_SILENCE`; everything else is missing."""
+    if not SCORED_ON_SILENCE & set(GROUPS[name].measures):
+        wanted = ("transcript",) if name == "words" else GROUPS[name].measures
+        return CachedScores(key=key, values={}, missing=dict.fromkeys(wanted, SILENT_ORIGINAL))
+    found = _compute_group(name, key, original, estimate)
+    kept = {m: value for m, value in found.values.items() if m in SCORED_ON_SILENCE}
+    lost = dict.fromkeys((m for m in GROUPS[name].measures if m not in kept), SILENT_ORIGINAL)
+    return CachedScores(key=key, values=kept, missing=lost)
+
+
+def _compute_group(name: str, key: str, original: Original, estimate: Waveform) -> CachedScores:
+    """What the group's function gives, as numbers and reasons."""
     values = {}
     missing: dict[str, str] = {}
     for measure, outcome in GROUPS[name].compute(original, estimate).items():
@@ -332,6 +355,12 @@ SILENT_SCORES = {
 }
 """What a silent estimate gets where the package has no value or a meaningless one: the low end of
 the opinion scale, no similarity. Leaving such clips out of the mean would flatter the system."""
+
+SCORED_ON_SILENCE = frozenset({"mel_distance", "stft_distance", "voicing_error"})
+"""Measures that mean something when the original is silent: they say how loud or how voiced the
+codec's noise is, and are best for a copy. All others need a signal."""
+
+SILENT_ORIGINAL = "the original is silent"
 
 _process: list[tuple[Models, Workspace]] = []
 

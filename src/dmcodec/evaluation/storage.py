@@ -25,6 +25,7 @@ from pydantic import ValidationError
 
 from dmcodec.audio import Waveform
 from dmcodec.config import Record
+from dmcodec.storage import open_whole, write_whole
 
 
 class SoundRecord(Record):
@@ -76,7 +77,14 @@ class Workspace:
 
     def write_sound_record(self, system: str, utterance_id: str, record: SoundRecord) -> None:
         """Writes the record: the mark that the sound (and its codes) are finished."""
-        write_text(self._sounds(system) / f"{utterance_id}.json", record.model_dump_json())
+        write_whole(self._sounds(system) / f"{utterance_id}.json", record.model_dump_json())
+
+    def drop_sound_record(self, system: str, utterance_id: str) -> None:
+        """Takes the mark away before the sound is made anew.
+
+        Otherwise a job that is killed on the way leaves a new sound under an old record.
+        """
+        (self._sounds(system) / f"{utterance_id}.json").unlink(missing_ok=True)
 
     def read_codes(self, system: str, utterance_id: str) -> NDArray[np.int64]:
         """The codes [K, L] of one clip."""
@@ -86,9 +94,8 @@ class Workspace:
     def write_codes(self, system: str, utterance_id: str, codes: NDArray[np.int64]) -> None:
         """Keeps the codes [K, L] of one clip."""
         path = self._sounds(system) / f"{utterance_id}.npy"
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.npy")
-        np.save(temporary, codes.astype(np.int32), allow_pickle=False)
-        temporary.replace(path)
+        with open_whole(path) as file:
+            np.save(file, codes.astype(np.int32), allow_pickle=False)
 
     def system_path(self, system: str) -> Path:
         """The JSON file of what is known of a system as a whole."""
@@ -111,7 +118,9 @@ class Workspace:
         path = self.root / "cache" / f"{os.getpid()}.jsonl"
         path.parent.mkdir(parents=True, exist_ok=True)
         line = f"{scores.model_dump_json()}\n".encode()
-        with path.open("ab+") as file:
+        # A link that somebody laid at a name that can be guessed is not followed.
+        flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0)
+        with open(os.open(path, flags, 0o666), "ab+") as file:
             if file.tell():
                 file.seek(-1, os.SEEK_END)
                 # A process of this number, long ago, may have been killed within a line.
@@ -122,17 +131,9 @@ class Workspace:
         return self.root / "sounds" / system
 
 
-def write_text(path: Path, text: str) -> None:
-    """Writes a text file that appears whole; its folder is made if missing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
-
-
 def write_json_lines(path: Path, entries: Iterable[dict[str, Any]]) -> None:
     """Writes one JSON object a line."""
-    write_text(path, "".join(json.dumps(e, ensure_ascii=False) + "\n" for e in entries))
+    write_whole(path, "".join(json.dumps(e, ensure_ascii=False) + "\n" for e in entries))
 
 
 def hash_text(*parts: str) -> str:

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dmcodec.evaluation.rows import Row
-from dmcodec.evaluation.storage import Workspace, write_text
+from dmcodec.evaluation.storage import Workspace
 from dmcodec.evaluation.systems import ORIGINAL
 from dmcodec.manifest import Utterance
+from dmcodec.storage import write_whole
 
 
 def export_versa(
@@ -33,7 +34,7 @@ def export_versa(
             lists.setdefault(row.system, []).append(f"{row.id} {path}\n")
     for system, lines in lists.items():
         name = "gt" if system == ORIGINAL else system
-        write_text(folder / f"{name}.scp", "".join(lines))
+        write_whole(folder / f"{name}.scp", "".join(lines))
     texts = [f"{u.id} {' '.join(u.text.split())}\n" for u in utterances if u.text]
     if texts:
-        write_text(folder / "text", "".join(texts))
+        write_whole(folder / "text", "".join(texts))

@@ -24,7 +24,7 @@ class StftScale(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    n_fft: int = Field(ge=2)
+    n_fft: int = Field(ge=2, le=1 << 18)
     hop_length: int = Field(ge=1)
     win_length: int = Field(ge=1)
 
@@ -46,7 +46,7 @@ class MelScale(StftScale):
     Nyquist frequency. `formula` and `allow_empty_filters`: see `dmcodec.spectral.mel_filterbank`.
     """
 
-    num_mels: int = Field(ge=1)
+    num_mels: int = Field(ge=1, le=1 << 14)
     compression: Literal["log", "linear"]
     l1_weight: float = Field(ge=0)
     l2_weight: float = Field(ge=0)

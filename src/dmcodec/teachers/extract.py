@@ -8,6 +8,7 @@ import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from itertools import islice
 from multiprocessing import get_context
@@ -19,7 +20,9 @@ import torch
 from dmcodec.audio import remove_dc
 from dmcodec.config import Record
 from dmcodec.manifest import Utterance
+from dmcodec.processes import check_count, end_with_parent
 from dmcodec.sources import read_utterance
+from dmcodec.storage import lock_folder, write_whole
 from dmcodec.teachers.alignment import TIME_RATE, codec_grid
 from dmcodec.teachers.speech import SpeechTeacher, SpeechTeacherConfig, speech_teacher_models
 from dmcodec.teachers.store import (
@@ -43,6 +46,10 @@ class CodecFrames(Record):
 
     sample_rate: int
     hop_length: int
+
+
+class ExtractionStopped(ValueError):
+    """A process of the job died; the message says what to do."""
 
 
 @dataclass
@@ -117,15 +124,40 @@ def extract(
         on_progress: called with how many utterances are finished, and how many there are.
 
     Raises:
+        FolderInUse: another job fills the store.
+        ExtractionStopped: a process died.
         StoreError: the folder holds features of another teacher or other settings.
         FileNotFoundError, ModuleNotFoundError: a model or a package is missing.
     """
-    if num_processes < 1 or shard_size < 1:
-        raise ValueError(f"processes ({num_processes}) and shard size ({shard_size}) start at 1")
+    check_count("the number of processes", num_processes)
+    if shard_size < 1:
+        raise ValueError(f"shard size ({shard_size}) starts at 1")
     info = StoreInfo(
         teacher_settings(config, frames), teacher_models(config), _feature_dim(config, frames)
     )
-    create_store(folder, info)
+    with lock_folder(folder):
+        create_store(folder, info)
+        return _fill(
+            utterances,
+            folder,
+            info,
+            (config, frames, device),
+            num_processes,
+            shard_size,
+            on_progress,
+        )
+
+
+def _fill(
+    utterances: Sequence[Utterance],
+    folder: Path,
+    info: StoreInfo,
+    setting: "_Setting",
+    num_processes: int,
+    shard_size: int,
+    on_progress: Callable[[int, int], None] | None,
+) -> ExtractionSummary:
+    """`extract` in a store that is this job's alone."""
     existing = FeatureStore(folder)
     missing = [utterance for utterance in utterances if utterance.id not in existing]
     summary = ExtractionSummary(num_skipped=len(utterances) - len(missing))
@@ -141,7 +173,7 @@ def extract(
         summary.num_skipped,
         num_processes,
     )
-    for result in _run(jobs, (config, frames, device), num_processes):
+    for result in _run(jobs, setting, num_processes):
         summary.num_done += result.num_done
         summary.num_without_features += result.num_without_features
         summary.failed |= result.failed
@@ -179,11 +211,18 @@ def _run(jobs: list[_Job], setting: _Setting, num_processes: int) -> Iterator[_S
         while running:
             finished, running = wait(running, return_when=FIRST_COMPLETED)
             for future in finished:
-                yield future.result()
+                try:
+                    yield future.result()
+                except BrokenProcessPool as error:
+                    raise ExtractionStopped(
+                        "a process died (out of memory?); finished shards are kept: give the same "
+                        "command to go on, with fewer processes if it happens again"
+                    ) from error
                 running |= {pool.submit(_do_shard_in_process, job) for job in islice(waiting, 1)}
 
 
 def _start_process(config: TeacherConfig, frames: CodecFrames, device: str) -> None:
+    end_with_parent()
     torch.set_num_threads(1)
     _teachers.append((build_teacher(config, frames, device), frames))
 
@@ -237,6 +276,4 @@ def _feature_dim(config: TeacherConfig, frames: CodecFrames) -> int:
 
 def _write_failed(path: Path, failed: dict[str, str]) -> None:
     lines = [json.dumps({"id": key, "reason": reason}) + "\n" for key, reason in failed.items()]
-    temporary = path.with_name(f".writing_{path.name}")
-    temporary.write_text("".join(lines), encoding="utf-8")
-    temporary.replace(path)
+    write_whole(path, "".join(lines))

@@ -4,8 +4,6 @@ A known text is laid over the recording where a configuration asks for it and th
 the model recognizes.
 """
 
-import re
-import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,6 +11,7 @@ import numpy as np
 import torch
 
 from dmcodec.audio import Waveform
+from dmcodec.spelling import bare_words
 from dmcodec.teachers.alignment import (
     TIME_RATE,
     AlignmentError,
@@ -32,7 +31,6 @@ from dmcodec.teachers.words import GivenWords, SttConfig, WordFinder, read_word_
 
 # Chosen by us: pauses inside a phrase are shorter than this, those between phrases longer.
 _MAX_GAP_S = 0.3
-_NOT_SPOKEN = re.compile(r"[^\w']+")
 # Rough sounds of the letters a to z, for words that pocketsphinx's dictionary does not have.
 _LETTERS = "a b c d e f g h i j k l m n o p q r s t u v w x y z"
 _PHONES = "AE B K D EH F G HH IH JH K L M N AA P K R S T AH V W K-S Y Z"
@@ -54,8 +52,7 @@ def load_word_finder(config: SttConfig, device: str = "cpu") -> WordFinder:
 
 def spoken_form(word: str) -> str:
     """Lower case without punctuation: `"Don't!"` -> `don't`; empty when nothing is left."""
-    text = unicodedata.normalize("NFKC", word).lower().replace("\u2019", "'")
-    return _NOT_SPOKEN.sub("", text).strip("'_")
+    return bare_words(word).replace(" ", "")
 
 
 class CtcFinder:

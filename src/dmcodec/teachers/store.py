@@ -9,7 +9,6 @@ half written. docs/formats.md has the bytes.
 """
 
 import json
-import os
 import re
 import struct
 import zlib
@@ -21,7 +20,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import Field, FiniteFloat, ValidationError
 
+from dmcodec.config import Record, parse_json
+from dmcodec.storage import delete_leftovers, open_whole, write_whole
 from dmcodec.teachers.alignment import FeatureTrack, Mask, Word
 
 _INFO_NAME = "store.json"
@@ -31,7 +33,6 @@ _MAGIC = b"DMCFEAT\0"
 _HEAD = struct.Struct("<8sIIQ")  # magic, version, CRC-32 of the index, bytes of the index
 _ALIGNMENT = 64
 _SHARD_NAME = re.compile(r"shard_(\d{6})\.feat")
-_TEMPORARY_PREFIX = ".writing_"
 _MAX_INDEX_BYTES = 1 << 28
 
 
@@ -66,6 +67,34 @@ class StoredUtterance:
     utterance_id: str
     track: FeatureTrack
     words: Sequence[Word] = ()
+
+
+class _About(Record):
+    """What store.json says besides its format."""
+
+    settings: dict[str, Any]
+    models: dict[str, str]
+    feature_dim: int = Field(ge=1, le=1 << 20)
+
+
+class _IndexItem(Record):
+    """What a shard's index says of an utterance; words with start and end, -1 where unknown."""
+
+    id: str
+    first_frame: int = Field(ge=0)
+    num_frames: int = Field(ge=0)
+    first_row: int = Field(ge=0)
+    num_rows: int = Field(ge=0)
+    words: tuple[tuple[str, FiniteFloat, FiniteFloat], ...]
+
+
+class _Index(Record):
+    """What the index of a shard says."""
+
+    store: str
+    num_frames: int = Field(ge=0)
+    num_rows: int = Field(ge=0)
+    utterances: tuple[_IndexItem, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +190,13 @@ class FeatureStore:
         if wanted.size and not -1 <= wanted.min() <= wanted.max() < entry.num_rows:
             raise StoreError(f"{self._layouts[entry.shard].path}: damaged: a row is not there")
         track = FeatureTrack(rows[entry.first_row : entry.first_row + entry.num_rows], wanted)
-        return track.dense(), track.mask
+        values = track.dense()
+        if not np.isfinite(values).all():
+            raise StoreError(
+                f"{self._layouts[entry.shard].path}: damaged: features of {utterance_id!r} are not "
+                "finite"
+            )
+        return values, track.mask
 
     def _entry(self, utterance_id: str) -> _Entry:
         if utterance_id not in self._entries:
@@ -224,8 +259,7 @@ def create_store(folder: Path, info: StoreInfo) -> None:
         _check_same(folder, "settings", info.settings, existing.settings)
         _check_same(folder, "models", info.models, existing.models)
         _check_same(folder, "features", {"H": info.feature_dim}, {"H": existing.feature_dim})
-        for path in folder.glob(f"{_TEMPORARY_PREFIX}*"):
-            path.unlink()
+        delete_leftovers(folder)
         return
     folder.mkdir(parents=True, exist_ok=True)
     table = {
@@ -236,7 +270,7 @@ def create_store(folder: Path, info: StoreInfo) -> None:
         "models": info.models,
     }
     text = json.dumps(table, indent=2, ensure_ascii=False)
-    _write_whole(folder / _INFO_NAME, [text.encode()])
+    write_whole(folder / _INFO_NAME, text, is_durable=True)
 
 
 def read_info(folder: Path) -> StoreInfo:
@@ -247,15 +281,18 @@ def read_info(folder: Path) -> StoreInfo:
             f"{folder} is no feature store ({_INFO_NAME} is missing): make it with dmcodec teach"
         )
     try:
-        table = json.loads(path.read_text(encoding="utf-8"))
+        table = parse_json(path.read_bytes())
         if (table["format"], table["version"]) != (_FORMAT, _VERSION):
             raise StoreError(
                 f"{path}: is {table['format']!r} version {table['version']}; this program reads "
                 f"{_FORMAT!r} version {_VERSION}"
             )
-        return StoreInfo(table["settings"], table["models"], int(table["feature_dim"]))
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
-        raise StoreError(f"{path}: damaged: {error}") from error
+        about = _About.model_validate({k: table[k] for k in _About.model_fields})
+    except StoreError:
+        raise
+    except (ValueError, LookupError, TypeError) as error:
+        raise StoreError(f"{path}: damaged: {_first_line(error)}") from error
+    return StoreInfo(about.settings, about.models, about.feature_dim)
 
 
 def list_shards(folder: Path) -> list[Path]:
@@ -312,7 +349,9 @@ def write_shard(
         frames.ljust(layout.rows_offset - layout.frames_offset, b"\0"),
         *(array.tobytes() for array in all_rows),
     ]
-    _write_whole(path, parts)
+    with open_whole(path, is_durable=True) as file:
+        for part in parts:
+            file.write(part)
     return path
 
 
@@ -347,13 +386,16 @@ def _read_index(path: Path, info: StoreInfo) -> tuple[_Layout, dict[str, tuple[A
         text = file.read(index_bytes)
     if zlib.crc32(text) != checksum:
         raise StoreError(f"{path}: damaged: the index does not fit its checksum")
-    table = json.loads(text)
-    if table["store"] != info.digest:
+    try:
+        table = _Index.model_validate(parse_json(text))
+    except ValueError as error:
+        raise StoreError(f"{path}: damaged: its index: {_first_line(error)}") from error
+    if table.store != info.digest:
         raise StoreError(f"{path}: belongs to another store (other teachers or settings)")
     layout = _Layout(
         path,
-        int(table["num_frames"]),
-        int(table["num_rows"]),
+        table.num_frames,
+        table.num_rows,
         info.feature_dim,
         _aligned(_HEAD.size + index_bytes),
     )
@@ -362,17 +404,20 @@ def _read_index(path: Path, info: StoreInfo) -> tuple[_Layout, dict[str, tuple[A
             f"{path}: damaged: {path.stat().st_size} bytes, {layout.file_bytes} are due"
         )
     entries = {}
-    for item in table["utterances"]:
-        frames = (int(item["first_frame"]), int(item["num_frames"]))
-        rows = (int(item["first_row"]), int(item["num_rows"]))
-        if (
-            min(*frames, *rows) < 0
-            or sum(frames) > layout.num_frames
-            or sum(rows) > layout.num_rows
-        ):
-            raise StoreError(f"{path}: damaged: {item['id']!r} is not inside the file")
-        entries[str(item["id"])] = (*frames, *rows, tuple(Word(*word) for word in item["words"]))
+    for item in table.utterances:
+        frames, rows = (item.first_frame, item.num_frames), (item.first_row, item.num_rows)
+        if sum(frames) > layout.num_frames or sum(rows) > layout.num_rows:
+            raise StoreError(f"{path}: damaged: {item.id!r} is not inside the file")
+        entries[item.id] = (*frames, *rows, tuple(Word(*word) for word in item.words))
     return layout, entries
+
+
+def _first_line(error: Exception) -> str:
+    """What is wrong, without pydantic's list of all of it."""
+    if isinstance(error, ValidationError):
+        first = error.errors()[0]
+        return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+    return str(error)
 
 
 def _check_same(
@@ -390,14 +435,3 @@ def _check_same(
 
 def _aligned(offset: int) -> int:
     return -(-offset // _ALIGNMENT) * _ALIGNMENT
-
-
-def _write_whole(path: Path, parts: Iterable[bytes]) -> None:
-    """Writes a file that is there whole or not at all."""
-    temporary = path.with_name(f"{_TEMPORARY_PREFIX}{path.name}")
-    with temporary.open("wb") as file:
-        for part in parts:
-            file.write(part)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)

@@ -4,7 +4,6 @@ Every finder takes a waveform [T] at `TIME_RATE` and gives words in order. The m
 words are in recognizers.py, what the language model makes of them in text.py.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal, Protocol, Self
@@ -12,7 +11,7 @@ from typing import Literal, Protocol, Self
 from pydantic import Field, model_validator
 
 from dmcodec.audio import Waveform, seconds_to_samples
-from dmcodec.config import Record
+from dmcodec.config import Record, parse_json
 from dmcodec.teachers.alignment import Word
 
 
@@ -84,7 +83,7 @@ def read_word_times(path: Path) -> dict[str, list[Word]]:
             continue
         try:
             if path.suffix == ".jsonl":
-                entry = json.loads(line)
+                entry = parse_json(line)
                 found = words.setdefault(str(entry["id"]), [])
                 found += [_timed(w["text"], w["start_s"], w["end_s"]) for w in entry["words"]]
             else:

@@ -21,6 +21,8 @@ STREAM_VERSION = 2  # packets.py
 MAX_MODEL_ID_LENGTH = 22  # header + framing of a short last chunk stay under 64 bytes
 MAX_HEADER_BYTES = 57
 
+Bytes = bytes | bytearray | memoryview
+
 # The fewest frames whose codes fill this many bytes make a chunk: 50 frames, one second, of
 # 8 x 1024 codes. Framing is then 6 / 500 = 1.2 % (1.4 % with padding bits).
 MIN_CHUNK_PAYLOAD_BYTES = 500
@@ -191,11 +193,11 @@ def dumps(codes: NDArray[np.integer[Any]], header: Header) -> bytes:
     return b"".join(parts)
 
 
-def loads(data: bytes, *, on_damage: Literal["raise", "skip"] = "raise") -> CodeFile:
+def loads(data: Bytes, *, on_damage: Literal["raise", "skip"] = "raise") -> CodeFile:
     """Reads a `.dmc` file; takes memory in proportion to `data`, whatever its header claims.
 
     Args:
-        data: The whole file.
+        data: The whole file, as bytes, bytearray or memoryview.
         on_damage: "raise" accepts nothing but a whole file. "skip" reads around damaged or
             missing chunks; it still needs a good header, a quarter of the file and one good
             chunk, and refuses bytes after the last chunk (another file may begin there).
@@ -205,6 +207,7 @@ def loads(data: bytes, *, on_damage: Literal["raise", "skip"] = "raise") -> Code
     """
     if on_damage not in ("raise", "skip"):
         raise ValueError(f"on_damage must be 'raise' or 'skip', got {on_damage!r}")
+    data = _as_bytes(data)
     header, codes_checksum, header_checksum = _parse_header(data)
     _check_file_bytes(header, len(data), on_damage)
 
@@ -242,7 +245,7 @@ def silence_lost_frames(
         start += len(block)
 
 
-def read_header(data: bytes) -> Header:
+def read_header(data: Bytes) -> Header:
     """Reads the header alone.
 
     Args:
@@ -252,7 +255,17 @@ def read_header(data: bytes) -> Header:
         BitstreamError: The header is damaged, cut, unknown or impossible. The chunks are not
             looked at; compare the file's size with `Header.file_bytes` to find a cut file.
     """
-    return _parse_header(data)[0]
+    return _parse_header(_as_bytes(data))[0]
+
+
+def _as_bytes(data: Bytes) -> bytes:
+    """The bytes of anything that holds bytes; ValueError for what does not."""
+    if not isinstance(data, bytes | bytearray | memoryview):
+        raise ValueError(
+            f"give the content of a .dmc file as bytes, not {type(data).__name__}: of a path, "
+            "Path(path).read_bytes()"
+        )
+    return bytes(data)
 
 
 def pack_bits(values: NDArray[np.integer[Any]], bits_per_value: int) -> bytes:

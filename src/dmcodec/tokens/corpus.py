@@ -5,9 +5,7 @@ on it and in whatever order, so a job that was stopped and one that was not end 
 What shards are on disk is in shards.py.
 """
 
-import fcntl
 import json
-import logging
 import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
@@ -21,6 +19,7 @@ import numpy as np
 from dmcodec.audio import samples_to_seconds
 from dmcodec.codec.model import Codec
 from dmcodec.manifest import Utterance
+from dmcodec.storage import delete_leftovers, lock_folder
 from dmcodec.tokens.bitstream import MAX_MODEL_ID_LENGTH, Header, dumps
 from dmcodec.tokens.cluster import Cluster, tokenize_with_ray
 from dmcodec.tokens.pipeline import Shard, ShardResult, Speed, Times, tokenize_shards
@@ -28,6 +27,7 @@ from dmcodec.tokens.shards import (
     FAILURES_NAME,
     INFO_NAME,
     CorpusInfo,
+    ShardError,
     TokenRow,
     check_same,
     dump_webdataset,
@@ -36,8 +36,6 @@ from dmcodec.tokens.shards import (
     read_summary,
     write_durably,
 )
-
-logger = logging.getLogger(__name__)
 
 
 class TooManyFailures(ValueError):
@@ -137,14 +135,14 @@ def tokenize(
         on_progress: called with the number of utterances worked on since its last call.
 
     Raises:
-        ValueError: another job is at work here, or it was begun with other settings.
+        FolderInUse: another job is at work here.
+        FolderLost: somebody deleted the folder while the job was at work.
+        ValueError: it was begun with other settings.
         TooManyFailures: the shards made so far stay; raise the limit to go on.
         OSError: a result could not be written, such as on a full disk; run again to go on.
     """
     started = time.perf_counter()
-    output.mkdir(parents=True, exist_ok=True)
-    with (output / ".lock").open("w") as lock:
-        _lock(lock.fileno(), output)
+    with lock_folder(output) as lock:
         job = JobSummary()
         info = _claim(output, info)
         missing = _find_missing(output, info, job)
@@ -158,6 +156,7 @@ def tokenize(
             )
             with closing(results):  # ends its threads or workers also when this stops early
                 for result in results:
+                    lock.check()
                     _write_shard(output, info, result)
                     job.num_done += result.summary.num_rows
                     job.failures_by_shard[result.number] = result.summary.failures
@@ -166,6 +165,7 @@ def tokenize(
                         on_progress(result.summary.num_rows + len(result.summary.failures))
                     _check_failures(job, max_failures, output)
         finally:
+            lock.check()  # writing would make the folder anew
             _write_failures(output, job)
     job.wall_s = time.perf_counter() - started
     return job
@@ -186,18 +186,26 @@ def _claim(output: Path, info: CorpusInfo) -> CorpusInfo:
 
 def _find_missing(output: Path, info: CorpusInfo, job: JobSummary) -> list[int]:
     """The shards to make; those that are there are counted in `job`."""
-    for left in [*output.glob(".*.part"), *(output / "dmc").rglob(".*.part")]:
-        left.unlink()  # of runs that were killed: the lock is ours
+    delete_leftovers(output)
     missing: list[int] = []
     for index in range(info.num_shards):
         path = output / f"{info.shard_name(index)}.parquet"
         if not path.exists():
             missing.append(index)
             continue
-        summary = read_summary(path, info.settings_hash())
+        summary = read_summary(path, info.settings_hash(), index)
+        num_said, num_due = summary.num_rows + len(summary.failures), _shard_length(info, index)
+        if num_said != num_due:
+            raise ShardError(
+                f"{path} holds {num_said} utterances, {num_due} are due: remove it and run again"
+            )
         job.num_skipped += summary.num_rows
         job.failures_by_shard[index] = summary.failures
     return missing
+
+
+def _shard_length(info: CorpusInfo, index: int) -> int:
+    return min(info.shard_size, info.num_utterances - index * info.shard_size)
 
 
 def _cut_shard(utterances: Sequence[Utterance], info: CorpusInfo, index: int) -> Shard:
@@ -214,7 +222,8 @@ def _write_shard(output: Path, info: CorpusInfo, result: ShardResult) -> None:
             write_durably(output / f"{name}.tar", dump_webdataset(rows))
         if info.has_dmc:
             for row in rows:
-                write_durably(output / "dmc" / f"{row.id}.dmc", _dump_dmc(row, info))
+                path = output / "dmc" / f"{row.id}.dmc"
+                write_durably(path, _dump_dmc(row, info))
     write_durably(output / f"{name}.parquet", result.data)
 
 
@@ -252,13 +261,3 @@ def _write_failures(output: Path, job: JobSummary) -> None:
         write_durably(path, "".join(lines).encode(errors="backslashreplace"))
     else:
         path.unlink(missing_ok=True)
-
-
-def _lock(descriptor: int, output: Path) -> None:
-    """Holds the folder for this process; the system lets go of it when the process ends."""
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise ValueError(f"another job is writing to {output}: wait for it or stop it") from error
-    except OSError as error:
-        logger.warning("%s cannot be locked (%s): run one job at a time here", output, error)

@@ -19,7 +19,9 @@ from torch import Tensor
 from dmcodec.audio import SAMPLE_RATE, Waveform, samples_to_seconds
 from dmcodec.codec.long import encode_long
 from dmcodec.codec.model import LONG_FRAMES, Codec
+from dmcodec.codec.quantizer import LatentsError
 from dmcodec.manifest import Utterance
+from dmcodec.processes import check_count
 from dmcodec.sources import Source, find_source, measure
 from dmcodec.tokens.shards import CorpusInfo, ShardSummary, TokenRow, dump_shard
 
@@ -48,8 +50,9 @@ class Speed:
     num_readers: int = 2
 
     def __post_init__(self) -> None:
-        if self.batch_samples < 1 or self.num_readers < 1:
-            raise ValueError("batch_samples and num_readers must be positive")
+        check_count("num_readers", self.num_readers)
+        if self.batch_samples < 1:
+            raise ValueError("batch_samples must be positive")
 
 
 @dataclass
@@ -133,9 +136,10 @@ def tokenize_shards(
                 # In the order of the manifest, whatever the order of the batches was.
                 ordered = [rows[position] for position in sorted(rows)]
                 reasons = [failures[position] for position in sorted(failures)]
-                data = dump_shard(ordered, reasons, info.settings_hash())
+                number = batch.shard.number
+                data = dump_shard(ordered, reasons, info.settings_hash(), number)
                 summary = ShardSummary(len(ordered), sum(r.num_samples for r in ordered), reasons)
-                yield ShardResult(batch.shard.number, data, summary, times)
+                yield ShardResult(number, data, summary, times)
                 rows, failures, times = {}, {}, Times()
     finally:
         pool.shutdown(cancel_futures=True)
@@ -176,15 +180,31 @@ def _encode_batch(
             short.append((position, one.source_hash, one.sound))
     if short:
         started = time.perf_counter()
-        encoded = codec.encode([w for _, _, w in short], num_codebooks=info.num_codebooks)
-        for number, (position, source_hash, waveform) in enumerate(short):
+        encoded = _encode_short(codec, [w for _, _, w in short], info)
+        for (position, source_hash, waveform), found in zip(short, encoded, strict=True):
             utterance = batch.shard.utterances[position]
-            codes = encoded.item(number)
-            made[position] = _row(utterance, codes, len(waveform), source_hash, info)
+            made[position] = (
+                found
+                if isinstance(found, _Unreadable)
+                else _row(utterance, found, len(waveform), source_hash, info)
+            )
         times.network_s += time.perf_counter() - started
         times.num_samples += sum(len(w) for _, _, w in short)
         times.network_samples += len(short) * max(len(w) for _, _, w in short)
     return made
+
+
+def _encode_short(
+    codec: Codec, waveforms: list[Waveform], info: CorpusInfo
+) -> list[Tensor | _Unreadable]:
+    """Codes [K, L_i] of each, or why it has none; one without codes does not spoil the others."""
+    try:
+        encoded = codec.encode(waveforms, num_codebooks=info.num_codebooks)
+    except LatentsError as problem:
+        if len(waveforms) == 1:
+            return [_Unreadable(str(problem))]
+        return [codes for each in waveforms for codes in _encode_short(codec, [each], info)]
+    return [encoded.item(number) for number in range(len(encoded))]
 
 
 def _encode_parts(
@@ -221,7 +241,10 @@ def _encode_parts(
             yield torch.from_numpy(part)
 
     started = time.perf_counter()
-    codes, num_samples = encode_long(codec, blocks(), num_codebooks=info.num_codebooks)
+    try:
+        codes, num_samples = encode_long(codec, blocks(), num_codebooks=info.num_codebooks)
+    except LatentsError as problem:
+        raise _Unreadable(f"{source.sound}: {problem}") from problem
     times.network_s += time.perf_counter() - started - wait_s
     times.wait_s += wait_s
     times.num_samples += num_samples

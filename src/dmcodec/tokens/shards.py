@@ -5,9 +5,8 @@ docs/tokens.md describes the columns. How shards are made is in corpus.py.
 
 import io
 import json
-import os
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
@@ -17,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, ValidationError
 
-from dmcodec.config import Record
+from dmcodec.config import Record, parse_json
+from dmcodec.storage import write_whole
 
 INFO_NAME, FAILURES_NAME = "codec_info.json", "failures.jsonl"
 _METADATA_KEY = b"dmcodec"
@@ -101,12 +101,16 @@ class ShardSummary:
 
 
 def dump_shard(
-    rows: Sequence[TokenRow], failures: Sequence[dict[str, Any]], settings_hash: str
+    rows: Sequence[TokenRow],
+    failures: Sequence[dict[str, Any]],
+    settings_hash: str,
+    number: int | None = None,
 ) -> bytes:
-    """The Parquet file of a shard; failures are kept in its metadata."""
+    """The Parquet file of a shard; failures and its number are kept in its metadata."""
     pa, pq = _pyarrow()
     summary = {
         "settings": settings_hash,
+        "number": number,
         "num_samples": sum(row.num_samples for row in rows),
         "failures": list(failures),
     }
@@ -140,14 +144,27 @@ def dump_shard(
     return buffer.getvalue()
 
 
-def load_shard(shard: Path | bytes) -> Iterator[TokenRow]:
-    """The rows of a shard in the order of the manifest; raises ShardError for damage."""
+def load_shard(
+    shard: Path | bytes, info: CorpusInfo | None = None, number: int | None = None
+) -> Iterator[TokenRow]:
+    """The rows of a shard in the order of the manifest.
+
+    Args:
+        shard: a file, or its bytes.
+        info: of the corpus that it must belong to; None: only its layout is checked.
+        number: that it must have there.
+
+    Raises ShardError for damage, and for rows that are not of the corpus.
+    """
     pa, pq = _pyarrow()
     try:
         table = pq.read_table(
             io.BytesIO(shard) if isinstance(shard, bytes) else shard,
             page_checksum_verification=True,
         )
+        if info is not None:
+            said = parse_json((table.schema.metadata or {})[_METADATA_KEY])
+            _check_place(said, info.settings_hash(), number)
         column = table["codes"]
         for number, row in enumerate(table.drop_columns(["codes"]).to_pylist()):
             books = column[number].values  # numbers of Python's own would take 17 times the memory
@@ -157,8 +174,19 @@ def load_shard(shard: Path | bytes) -> Iterator[TokenRow]:
             if books.type.value_type != pa.uint16():
                 raise ValueError(f"codes are {books.type.value_type}, not uint16")
             codes = books.flatten().to_numpy().reshape(len(books), num_frames).copy()
-            yield TokenRow(codes=codes, **row)
-    except (pa.ArrowException, OSError, KeyError, TypeError, AttributeError, ValueError) as error:
+            found = TokenRow(codes=codes, **row)
+            if info is not None:
+                _check_row(found, info)
+            yield found
+    except (
+        pa.ArrowException,
+        OSError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        ValueError,
+        RecursionError,
+    ) as error:
         name = "the shard" if isinstance(shard, bytes) else str(shard)
         raise ShardError(f"{name} cannot be read as a shard of tokens: {error}") from error
 
@@ -174,23 +202,51 @@ def read_rows(folder: Path | str) -> Iterator[TokenRow]:
                 f"{path}: missing, the corpus has {info.num_shards} shards: run the same "
                 "dmcodec tokenize command again to finish it"
             )
-        yield from load_shard(path)
+        yield from load_shard(path, info, index)
 
 
-def read_summary(path: Path, settings_hash: str) -> ShardSummary:
-    """What a shard says about itself, from its footer; it must be of these settings."""
+def _check_place(said: Mapping[str, Any], settings_hash: str, number: int | None) -> None:
+    """Raises ValueError for a shard of other settings, or copied from another place."""
+    if said["settings"] != settings_hash:
+        raise ValueError(f"was made with other settings than {INFO_NAME} says")
+    # Shards that were made before they said their number are taken for what they are called.
+    if None not in (number, said.get("number")) and said["number"] != number:
+        raise ValueError(f"is a copy of shard {said['number']}: its own rows are missing")
+
+
+def _check_row(row: TokenRow, info: CorpusInfo) -> None:
+    """Raises ValueError for a row that the corpus cannot hold."""
+    expected = (info.num_codebooks, -(-row.num_samples // info.hop_length))
+    if row.num_samples < 1 or row.codes.shape != expected:
+        raise ValueError(
+            f"{row.id!r} has {row.codes.shape[0]} books of {row.codes.shape[1]} codes for "
+            f"{row.num_samples} samples; {expected[0]} of {expected[1]} are due"
+        )
+    if row.codes.max() >= info.codebook_size:
+        raise ValueError(
+            f"{row.id!r} holds code {row.codes.max()}; books have 0 to {info.codebook_size - 1}"
+        )
+
+
+def read_summary(path: Path, settings_hash: str, number: int | None = None) -> ShardSummary:
+    """What a shard says about itself, from its footer; it must be of these settings and number."""
     pa, pq = _pyarrow()
     try:
         metadata = pq.read_metadata(path)
-        summary = json.loads((metadata.metadata or {})[_METADATA_KEY])
-        settings = summary["settings"]
-        found = ShardSummary(metadata.num_rows, summary["num_samples"], summary["failures"])
-    except (pa.ArrowException, OSError, KeyError, ValueError) as error:
+        summary = parse_json((metadata.metadata or {})[_METADATA_KEY])
+        failures = [
+            {**each, "id": str(each["id"]), "reason": str(each["reason"])}
+            for each in summary["failures"]
+        ]
+        found = ShardSummary(metadata.num_rows, int(summary["num_samples"]), failures)
+    except (pa.ArrowException, OSError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise ShardError(
             f"{path} is damaged or no shard of tokens ({error}): remove it and run again"
         ) from error
-    if settings != settings_hash:
-        raise ShardError(f"{path} was made with other settings than {INFO_NAME} says: remove it")
+    try:
+        _check_place(summary, settings_hash, number)
+    except ValueError as error:
+        raise ShardError(f"{path} {error}: remove it") from error
     return found
 
 
@@ -247,16 +303,7 @@ def dump_webdataset(rows: Sequence[TokenRow]) -> bytes:
 
 def write_durably(path: Path, data: bytes) -> None:
     """Writes a file that appears whole, also when the machine stops; its folder is made."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_whole(path, data, is_durable=True)
 
 
 def _pyarrow() -> tuple[Any, Any]:

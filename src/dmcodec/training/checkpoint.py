@@ -8,22 +8,21 @@ half the size to hand out.
 
 import json
 import logging
-import os
 import re
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import Field, FiniteFloat
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from dmcodec.codec.conv import add_weight_norm, remove_weight_norm
 from dmcodec.codec.model import Codec, CodecConfig
-from dmcodec.config import ConfigError, build_record
+from dmcodec.config import ConfigError, Record, build_record, parse_json
+from dmcodec.storage import delete_folder, delete_leftovers, make_folder_whole, write_whole
 from dmcodec.training.experiment import Experiment
 from dmcodec.training.state import (
     StateError,
@@ -37,7 +36,6 @@ from dmcodec.training.state import (
 logger = logging.getLogger(__name__)
 
 _CHECKPOINT_NAME = re.compile(r"step_(\d{8})")
-_LEFTOVER_NAME = re.compile(r"\.(writing|deleting)_step_\d{8}")
 
 # What a resumed run may change: where and how often it reports, and the course of its learning.
 _FREE_ON_RESUME = (
@@ -59,17 +57,27 @@ class CheckpointError(ValueError):
     """A checkpoint that is damaged, incomplete or of another experiment."""
 
 
+class _Progress(Record):
+    """progress.json: how far the run was, its best scores, and the scale of its gradients."""
+
+    step: int = Field(ge=0)
+    best: dict[str, FiniteFloat]
+    gradient_scaler: dict[str, FiniteFloat] | None
+
+
 def save_checkpoint(state: TrainingState, experiment: Experiment, folder: Path) -> Path:
     """Writes `folder/step_00001234`; gives its path."""
     target = folder / f"step_{state.step:08d}"
-    _delete_leftovers(folder)
-    with _appearing_whole(target) as temporary:
+    delete_leftovers(folder)
+    with make_folder_whole(target) as temporary:
         for name, tensors in state_tensors(state).items():
             _save_tensors(tensors, temporary / f"{name}.safetensors")
         scaler = None if state.scaler is None else state.scaler.state_dict()
         progress = {"step": state.step, "best": state.best, "gradient_scaler": scaler}
-        _write_text(temporary / "progress.json", json.dumps(progress, indent=2))
-        _write_text(temporary / "experiment.json", experiment.model_dump_json(indent=2))
+        write_whole(temporary / "progress.json", json.dumps(progress, indent=2), is_durable=True)
+        write_whole(
+            temporary / "experiment.json", experiment.model_dump_json(indent=2), is_durable=True
+        )
     return target
 
 
@@ -85,18 +93,25 @@ def load_checkpoint(state: TrainingState, experiment: Experiment, checkpoint: Pa
     """
     saved = load_experiment(checkpoint)
     _check_same_run(saved, experiment, checkpoint)
-    progress = _read_json(checkpoint / "progress.json")
+    path = checkpoint / "progress.json"
+    try:
+        progress = build_record(_Progress, _read_json(path), source=str(path))
+    except ConfigError as error:
+        raise CheckpointError(f"{checkpoint} is damaged: {error}") from error
     files = {name: _read_tensors(checkpoint, name) for name in state_tensors(state)}
     try:
         load_state_tensors(state, files)
-        state.step, state.best = int(progress["step"]), dict(progress["best"])
-    except (StateError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{checkpoint} is damaged: {error!r}") from error
+    except StateError as error:
+        raise CheckpointError(f"{checkpoint} is damaged: {error}") from error
+    state.step, state.best = progress.step, dict(progress.best)
     if state.best and _validated_clips(saved) != _validated_clips(experiment):
         logger.info("validation is on other clips now: the best so far does not count")
         state.best = {}
-    if state.scaler is not None and progress.get("gradient_scaler"):
-        state.scaler.load_state_dict(progress["gradient_scaler"])
+    if state.scaler is not None and progress.gradient_scaler:
+        try:
+            state.scaler.load_state_dict(progress.gradient_scaler)
+        except (KeyError, TypeError, RuntimeError) as error:
+            raise CheckpointError(f"{path} is damaged: gradient_scaler: {error!r}") from error
 
 
 def _validated_clips(experiment: Experiment) -> tuple[object, ...]:
@@ -165,7 +180,7 @@ def prune_checkpoints(folder: Path, *, keep_last: int, best_step: int | None) ->
     """Deletes all but the last few checkpoints and the best."""
     for path in list_checkpoints(folder)[:-keep_last]:
         if best_step is None or path.name != f"step_{best_step:08d}":
-            _delete(path)
+            delete_folder(path)
 
 
 def export_codec(codec: Codec, folder: Path, dtype: torch.dtype = torch.float32) -> None:
@@ -198,7 +213,7 @@ def export_kit(checkpoint: Path, folder: Path, dtype: torch.dtype = torch.float1
     codec = Codec(load_experiment(checkpoint).codec)
     add_weight_norm(codec)
     load_module(codec, _averaged_weights(checkpoint), f"{checkpoint}/average")
-    with _appearing_whole(folder) as temporary:
+    with make_folder_whole(folder) as temporary:
         for path in sorted(checkpoint.glob("*.safetensors")):
             is_narrow = dtype == torch.float16 and path.stem.endswith("optimizer")
             stored = torch.bfloat16 if is_narrow else dtype
@@ -248,33 +263,6 @@ def _network(config: CodecConfig) -> dict[str, Any]:
     return table | {"quantizer": {name: table["quantizer"][name] for name in sizes}}
 
 
-@contextmanager
-def _appearing_whole(target: Path) -> Iterator[Path]:
-    """A temporary folder that takes the place of `target` when the block ends well."""
-    temporary = target.with_name(f".writing_{target.name}")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    yield temporary
-    if target.exists():
-        _delete(target)
-    temporary.rename(target)
-
-
-def _delete(folder: Path) -> None:
-    """Deletes a folder; killed on the way, it leaves nothing that looks complete."""
-    doomed = folder.with_name(f".deleting_{folder.name}")
-    folder.rename(doomed)
-    shutil.rmtree(doomed)
-
-
-def _delete_leftovers(folder: Path) -> None:
-    """Removes what a kill left half written or half deleted among the checkpoints."""
-    if folder.is_dir():
-        for path in folder.iterdir():
-            if _LEFTOVER_NAME.fullmatch(path.name):
-                shutil.rmtree(path)
-
-
 def _averaged_weights(checkpoint: Path) -> dict[str, Tensor]:
     """The averaged codec's tensors under the codec's own names."""
     tensors = _read_tensors(checkpoint, "average")
@@ -292,7 +280,7 @@ def _read_tensors(checkpoint: Path, name: str) -> dict[str, Tensor]:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        table = json.loads(path.read_text(encoding="utf-8"))
+        table = parse_json(path.read_bytes())
     except (OSError, ValueError) as error:
         raise CheckpointError(f"cannot read {path}: {error}") from error
     if not isinstance(table, dict):
@@ -301,14 +289,5 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
-    save_file({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, path)
-    path.chmod(0o644)
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-
-
-def _write_text(path: Path, text: str) -> None:
-    with path.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
+    content = save({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()})
+    write_whole(path, content, is_durable=True)

@@ -115,8 +115,10 @@ class Experiment(Record):
     num_steps: int = Field(
         ..., ge=1, description="a resumed run may extend it; its schedules then end at the new end"
     )
-    batch_size: int = Field(..., ge=1, description="segments a step, over all processes")
-    num_workers: int = Field(0, ge=0, description="processes that read audio ahead")
+    batch_size: int = Field(
+        ..., ge=1, le=1 << 14, description="segments a step, over all processes"
+    )
+    num_workers: int = Field(0, ge=0, le=1024, description="processes that read audio ahead")
     mixed_precision: Literal["no", "fp16", "bf16"] = "no"
     average_decay: float = Field(0.999, ge=0, lt=1, description="EMA of the generator's weights")
     init_from: Path | None = Field(

@@ -87,7 +87,7 @@ class SpeechGuide(TeacherGuide):
     """
 
     teacher: SpeechTeacherConfig = SpeechTeacherConfig()
-    own_map_dim: int | None = Field(None, ge=1)
+    own_map_dim: int | None = Field(None, ge=1, le=65536)
 
 
 class CharacterGuide(Guide):

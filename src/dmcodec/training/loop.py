@@ -13,7 +13,7 @@ import logging
 import os
 import time
 import warnings
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, nullcontext
 from pathlib import Path
 
 import torch
@@ -28,6 +28,7 @@ from dmcodec.data.dataset import SegmentDataset
 from dmcodec.data.loader import make_train_loader
 from dmcodec.manifest import read_manifests
 from dmcodec.sources import read_utterance
+from dmcodec.storage import is_unused, lock_folder
 from dmcodec.training.checkpoint import (
     export_codec,
     initialize_from,
@@ -65,10 +66,19 @@ def train(
         resume: go on from the folder's last checkpoint, or begin where there is none yet.
         device: "auto" (what accelerate finds, or the CPU), "cpu" or "cuda".
 
-    Raises ValueError for a folder in use, a checkpoint of another experiment or an unknown device,
+    Raises FolderInUse while another run writes there, ValueError for a folder that holds something
+    else, a checkpoint of another experiment or an unknown device,
     FileNotFoundError for missing data, TrainingDiverged when a loss is no longer finite.
     """
     accelerator = _make_accelerator(experiment, device)
+    with lock_folder(folder) if accelerator.is_main_process else nullcontext():
+        return _train(experiment, folder, accelerator, resume)
+
+
+def _train(
+    experiment: Experiment, folder: Path, accelerator: Accelerator, resume: bool
+) -> dict[str, float]:
+    """`train` in a folder that is this run's alone."""
     checkpoint = _find_checkpoint(folder, resume)
     accelerator.wait_for_everyone()  # nobody writes before everybody has looked
 
@@ -176,7 +186,7 @@ def _find_checkpoint(folder: Path, resume: bool) -> Path | None:
     if resume:
         existing = list_checkpoints(folder / "checkpoints")
         return existing[-1] if existing else None
-    if folder.exists() and any(folder.iterdir()):
+    if not is_unused(folder):
         raise ValueError(
             f"{folder} is in use: give --resume to go on with the run in it, or name a new folder"
         )

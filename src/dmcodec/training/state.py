@@ -115,6 +115,11 @@ def load_module(module: nn.Module, tensors: dict[str, Tensor], name: str) -> Non
             f"{name} does not fit this experiment: {len(problems)} tensors are missing, "
             f"unexpected or of another shape, such as {problems[0]}"
         )
+    for key, value in tensors.items():
+        if expected[key].is_floating_point() and not (
+            value.is_floating_point() and bool(torch.isfinite(value).all())
+        ):
+            raise StateError(f"{name}: {key} holds something else than finite numbers")
     module.load_state_dict(tensors)
 
 
@@ -140,11 +145,18 @@ def _load_optimizer(optimizer: Optimizer, tensors: dict[str, Tensor], name: str)
     parameters = [each for group in optimizer.param_groups for each in group["params"]]
     entries: dict[int, dict[str, Tensor]] = {}
     for key, value in tensors.items():
-        number, field_name = key.split(".")
+        number, _, field_name = key.partition(".")
+        if not number.isdecimal() or not value.is_floating_point():
+            raise StateError(f"{name} does not fit this experiment, see its tensor {key}")
         entries.setdefault(int(number), {})[field_name] = value
     for index, entry in entries.items():
         is_complete = entry.keys() == {"step", "exp_avg", "exp_avg_sq"} and index < len(parameters)
-        if not is_complete or entry["exp_avg"].shape != parameters[index].shape:
+        shapes = {k: v.shape for k, v in entry.items()}
+        if not is_complete or shapes != {
+            "step": torch.Size(()),
+            "exp_avg": parameters[index].shape,
+            "exp_avg_sq": parameters[index].shape,
+        }:
             raise StateError(f"{name} does not fit this experiment, see its parameter {index}")
     optimizer.load_state_dict(
         {"state": entries, "param_groups": optimizer.state_dict()["param_groups"]}

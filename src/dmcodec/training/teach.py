@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from dmcodec.manifest import read_manifests
+from dmcodec.storage import open_whole
 from dmcodec.teachers.alignment import TIME_RATE
 from dmcodec.teachers.extract import CodecFrames, ExtractionSummary, extract
 from dmcodec.teachers.store import FeatureStore
@@ -76,8 +77,7 @@ def teach(
 
 def _write_word_times(folder: Path) -> None:
     store = FeatureStore(folder)
-    temporary = folder / f"{WORD_TIMES}.tmp"
-    with temporary.open("w", encoding="utf-8") as file:
+    with open_whole(folder / WORD_TIMES) as file:
         for utterance_id in store.utterance_ids:
             words = [
                 {
@@ -87,5 +87,5 @@ def _write_word_times(folder: Path) -> None:
                 }
                 for word in store.words(utterance_id)
             ]
-            file.write(json.dumps({"id": utterance_id, "words": words}, ensure_ascii=False) + "\n")
-    temporary.replace(folder / WORD_TIMES)
+            line = json.dumps({"id": utterance_id, "words": words}, ensure_ascii=False)
+            file.write(f"{line}\n".encode())
