@@ -33,6 +33,8 @@ _PACKAGES = (
     "onnxruntime",
     "librosa",
     "Resemblyzer",
+    "distillmos",
+    "xls-r-sqa",
 )
 
 
