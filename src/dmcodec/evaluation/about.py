@@ -34,6 +34,8 @@ _PACKAGES = (
     "onnxruntime",
     "librosa",
     "Resemblyzer",
+    "distillmos",
+    "xls-r-sqa",
 )
 
 

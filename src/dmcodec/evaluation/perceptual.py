@@ -20,6 +20,7 @@ from dmcodec.evaluation.requirements import import_package
 from dmcodec.quality import Unmeasurable, require_sound, run_pesq, run_stoi
 
 _DNSMOS_RATE = 16_000
+_DNSMOS_WINDOW_SAMPLES = 144_160
 _VISQOL_RATES = {"speech": 16_000, "audio": 48_000}
 
 
@@ -95,8 +96,11 @@ def _visqol_api(mode: str) -> Any:
 def dnsmos(waveform: Waveform, sample_rate: int) -> dict[str, float]:
     """`dnsmos_overall` and `dnsmos_p808` of one waveform [T], at 16 kHz.
 
-    Clips under 9 s are repeated by the package until they are long enough; longer ones are scored
-    in windows that move by a second. Samples beyond full scale are clipped.
+    Clips over 9.01 s are scored in windows that move by a second, as the package does. Shorter
+    ones are repeated until they fill one window, and scored once: the package repeats them up to
+    18 s and takes the mean of up to nine windows with the same speech in each. That takes four
+    times as long for scores that differ by 0.03 from these, and means by 0.01 (48 clips of 2 to
+    9 s). Samples beyond full scale are clipped.
 
     Reference: Reddy et al. 2022, arXiv:2110.01763; Reddy et al. 2021, arXiv:2010.15258.
     """
@@ -104,6 +108,8 @@ def dnsmos(waveform: Waveform, sample_rate: int) -> dict[str, float]:
     signal = np.clip(resample(waveform, sample_rate, _DNSMOS_RATE), -1, 1)
     if not np.any(signal):
         raise Unmeasurable("DNSMOS: the signal is silent")  # its network was trained on speech
+    if len(signal) < _DNSMOS_WINDOW_SAMPLES:
+        signal = np.resize(signal, _DNSMOS_WINDOW_SAMPLES)  # repeats it
     scores = scorer(signal, _DNSMOS_RATE, is_personalized_MOS=False)
     return {
         "dnsmos_overall": float(scores["ovrl_mos"]),

@@ -12,6 +12,8 @@ from dmcodec.quality import Unmeasurable
 
 _INSTALL = {
     "resemblyzer": "pip install webrtcvad-wheels && pip install --no-deps Resemblyzer",
+    "distillmos": "pip install --no-deps distillmos xls-r-sqa",
+    "xls_r_sqa": "pip install --no-deps distillmos xls-r-sqa",
     "transformers": "pip install transformers",
     "PIL": "pip install pillow",
     "torchaudio": "install the torchaudio build that belongs to your torch",

@@ -17,6 +17,7 @@ from dmcodec import quality
 from dmcodec.audio import SAMPLE_RATE, Waveform, read_audio
 from dmcodec.config import Record
 from dmcodec.evaluation import perceptual, pitch, signal
+from dmcodec.evaluation.distillmos import distillmos
 from dmcodec.evaluation.intelligibility import (
     Recognizer,
     load_recognizer,
@@ -111,6 +112,11 @@ def _attempt(measure: Callable[..., float], *arguments: object) -> float | Unmea
         return reason
 
 
+def _distillmos(original: Original, estimate: Waveform) -> Outcomes:
+    waveform = torch.from_numpy(estimate)[None].to(original.models.config.device)
+    return {"distillmos": distillmos(waveform).item()}
+
+
 def _signal(original: Original, estimate: Waveform) -> Outcomes:
     pair = (original.waveform, estimate)
     return {
@@ -190,6 +196,14 @@ GROUPS = {
         uses_original=False,
         is_slow=True,
     ),
+    "distillmos": Group(
+        ("distillmos",),
+        _distillmos,
+        ("distillmos", "xls_r_sqa"),
+        ("distillmos", "xls-r-sqa"),
+        uses_original=False,
+        is_slow=True,
+    ),
     "visqol": Group(
         ("visqol",),
         _visqol,
@@ -206,6 +220,7 @@ GROUPS = {
         ("speechmos", "librosa", "onnxruntime"),
         uses_original=False,
         is_slow=True,
+        revision=2,
     ),
     "utmos": Group(("utmos",), _utmos, uses_original=False),
     "speaker": Group(("spk_similarity",), _speaker),
@@ -344,6 +359,7 @@ def _compute_group(name: str, key: str, original: Original, estimate: Waveform) 
 
 
 SILENT_SCORES = {
+    "distillmos": 1.0,
     "visqol": 1.0,
     "visqol_audio": 1.0,
     "pesq": 1.0,

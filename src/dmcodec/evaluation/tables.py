@@ -13,6 +13,7 @@ MAIN_MEASURES = (
     "wer",
     "wil",
     "wer_own",
+    "distillmos",
     "visqol",
     "stoi",
     "pesq",
