@@ -185,6 +185,8 @@ def test_streams_refuse_it_and_causal_codecs_cannot_have_it(codec: Codec) -> Non
         ({"n_fft": 512}, "at least two of them"),
         ({"upsampling": 64, "n_fft": 12}, "must be even"),
         ({"kernel_size": 4}, "must be odd"),
+        ({"channels": 5000}, "less than or equal to 4096"),
+        ({"channels": 4096, "num_blocks": 64, "expansion": 16}, "would have .* weights"),
     ],
 )
 def test_impossible_sizes_are_refused(sizes: dict[str, int], message: str) -> None:

@@ -18,6 +18,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from dmcodec.codec.conv import ceil_div, length_mask
+from dmcodec.codec.seanet import MAX_WEIGHTS
 from dmcodec.config import Record
 from dmcodec.spectral import hann_window
 
@@ -42,20 +43,31 @@ class SpectralConfig(Record):
     """
 
     kind: Literal["spectral"] = "spectral"
-    channels: int = Field(384, ge=1)
-    num_blocks: int = Field(6, ge=0)
-    upsampling: int = Field(1, ge=1)
-    fine_channels: int = Field(256, ge=1)
-    num_fine_blocks: int = Field(0, ge=0)
-    kernel_size: int = Field(7, ge=1)
-    expansion: int = Field(3, ge=1)
-    n_fft: int = Field(1024, ge=4, multiple_of=2)
+    channels: int = Field(352, ge=1, le=4096)
+    num_blocks: int = Field(6, ge=0, le=64)
+    upsampling: int = Field(1, ge=1, le=64)
+    fine_channels: int = Field(256, ge=1, le=4096)
+    num_fine_blocks: int = Field(0, ge=0, le=64)
+    kernel_size: int = Field(7, ge=1, le=1023)
+    expansion: int = Field(3, ge=1, le=16)
+    n_fft: int = Field(1024, ge=4, le=1 << 16, multiple_of=2)
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.kernel_size % 2 == 0:
             raise ValueError(f"kernel_size must be odd, got {self.kernel_size}")
+        if self.num_weights > MAX_WEIGHTS:
+            raise ValueError(
+                f"the decoder would have {self.num_weights:.1e} weights; at most {MAX_WEIGHTS:.0e}"
+            )
         return self
+
+    @property
+    def num_weights(self) -> int:
+        """About how many weights the blocks and the head have."""
+        widths = [self.channels] * self.num_blocks + [self.fine_channels] * self.num_fine_blocks
+        blocks = sum(2 * self.expansion * width**2 for width in widths)
+        return blocks + 2 * self.n_fft * max(self.channels, self.fine_channels)
 
     def check_hop_length(self, hop_length: int) -> None:
         """Raises ValueError where a frame of so many samples does not fit the STFT."""
