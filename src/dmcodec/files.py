@@ -60,16 +60,25 @@ def identify(codec: Codec) -> Identity:
 
 
 def encode_file(
-    codec: Codec, identity: Identity, path: Path, *, num_codebooks: int | None = None
+    codec: Codec,
+    identity: Identity,
+    path: Path,
+    *,
+    num_codebooks: int | None = None,
+    search_width: int = 1,
 ) -> bytes:
     """The `.dmc` file of a sound file, read in parts: memory does not grow with its length."""
     sample_rate, hop_length = codec.config.sample_rate, codec.config.hop_length
     total = audio_info(path).num_samples_at(sample_rate)
     if total <= LONG_FRAMES * hop_length:
-        return pack(codec, identity, codec.encode(path, num_codebooks=num_codebooks))
+        encoded = codec.encode(path, num_codebooks=num_codebooks, search_width=search_width)
+        return pack(codec, identity, encoded)
     parts = read_parts(path, sample_rate=sample_rate, num_samples=total)
     codes, num_samples = encode_long(
-        codec, map(torch.from_numpy, parts), num_codebooks=num_codebooks
+        codec,
+        map(torch.from_numpy, parts),
+        num_codebooks=num_codebooks,
+        search_width=search_width,
     )
     lengths = torch.tensor([codes.shape[1]])
     return pack(codec, identity, Encoded(codes[None], lengths, torch.tensor([num_samples])))
@@ -149,12 +158,17 @@ def decode_blocks(
 
 
 def reconstruct(
-    codec: Codec, identity: Identity, path: Path, *, num_codebooks: int | None = None
+    codec: Codec,
+    identity: Identity,
+    path: Path,
+    *,
+    num_codebooks: int | None = None,
+    search_width: int = 1,
 ) -> Reconstruction:
     """Sends a sound file through the codec and its `.dmc` form, and measures the result."""
     original = read_audio(path, sample_rate=codec.config.sample_rate)
     started = time.perf_counter()
-    encoded = codec.encode(original, num_codebooks=num_codebooks)
+    encoded = codec.encode(original, num_codebooks=num_codebooks, search_width=search_width)
     encode_s = time.perf_counter() - started
     data = pack(codec, identity, encoded)
     started = time.perf_counter()

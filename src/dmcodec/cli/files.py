@@ -16,6 +16,7 @@ from dmcodec.cli.options import (
     NumCodebooks,
     Output,
     PrecisionName,
+    SearchWidth,
     Threads,
     describe,
     load_codec,
@@ -38,6 +39,7 @@ def encode(
     inputs: Inputs,
     output: Output = None,
     num_codebooks: NumCodebooks = None,
+    search_width: SearchWidth = 1,
     model: Model = None,
     device: Device = "cpu",
     precision: PrecisionName = "float32",
@@ -52,7 +54,7 @@ def encode(
     targets = plan_outputs(inputs, paths, output, ".dmc")
     if backend == streams.Runtime.ONNX:
         _check_onnx_options(device, precision)
-        encode_onnx = streams.onnx_encoder(model, num_codebooks, threads)
+        encode_onnx = streams.onnx_encoder(model, num_codebooks, search_width, threads)
         _for_each("encoding", paths, targets, lambda a, b: write_bytes(b, encode_onnx(a)), force)
         return
     from dmcodec.files import encode_file, identify
@@ -61,7 +63,10 @@ def encode(
     identity = identify(codec)
 
     def work(path: Path, target: Path) -> None:
-        write_bytes(target, encode_file(codec, identity, path, num_codebooks=num_codebooks))
+        data = encode_file(
+            codec, identity, path, num_codebooks=num_codebooks, search_width=search_width
+        )
+        write_bytes(target, data)
 
     _for_each("encoding", paths, targets, work, force)
 
@@ -126,6 +131,7 @@ def reconstruct(
         ),
     ] = None,
     num_codebooks: NumCodebooks = None,
+    search_width: SearchWidth = 1,
     model: Model = None,
     device: Device = "cpu",
     precision: PrecisionName = "float32",
@@ -145,11 +151,14 @@ def reconstruct(
     targets = list(paths) if output is None else plan_outputs(inputs, paths, output, ".wav", names)
     codec = load_codec(model, device, precision, threads)
     identity = identify(codec)
-    codec.decode(codec.encode(torch.zeros(codec.config.sample_rate)))  # the first pass sets up
+    silence = torch.zeros(codec.config.sample_rate)
+    codec.decode(codec.encode(silence, search_width=search_width))  # the first pass sets up
     results: dict[Path, _Result] = {}
 
     def work(path: Path, target: Path) -> None:
-        result = reconstruct_file(codec, identity, path, num_codebooks=num_codebooks)
+        result = reconstruct_file(
+            codec, identity, path, num_codebooks=num_codebooks, search_width=search_width
+        )
         results[path] = _Result.of(result)
         if output is not None:
             write_bytes(target.with_suffix(".dmc"), result.data)

@@ -88,7 +88,13 @@ def evaluate(
         ValueError: a wrong choice, or a package that a system needs is not installed.
         EvaluationStopped: a process died; what it had done is kept.
     """
-    specs = parse_systems(config.systems, config.kbps, config.delay_samples)
+    specs = parse_systems(
+        config.systems,
+        config.kbps,
+        config.delay_samples,
+        config.search_width,
+        config.search_widths,
+    )
     reference = _check_names(config, [spec.name for spec in specs])
     # Better now than after hours of work.
     import_package("PIL.Image", "the report")

@@ -174,7 +174,11 @@ def _encode_batch(
             short.append((position, one.source_hash, one.sound))
     if short:
         started = time.perf_counter()
-        encoded = codec.encode([w for _, _, w in short], num_codebooks=info.num_codebooks)
+        encoded = codec.encode(
+            [w for _, _, w in short],
+            num_codebooks=info.num_codebooks,
+            search_width=info.search_width,
+        )
         for number, (position, source_hash, waveform) in enumerate(short):
             utterance = batch.shard.utterances[position]
             codes = encoded.item(number)
@@ -219,7 +223,9 @@ def _encode_parts(
             yield torch.from_numpy(part)
 
     started = time.perf_counter()
-    codes, num_samples = encode_long(codec, blocks(), num_codebooks=info.num_codebooks)
+    codes, num_samples = encode_long(
+        codec, blocks(), num_codebooks=info.num_codebooks, search_width=info.search_width
+    )
     times.network_s += time.perf_counter() - started - wait_s
     times.wait_s += wait_s
     times.num_samples += num_samples
