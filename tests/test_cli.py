@@ -98,6 +98,22 @@ def test_first_codebooks_are_the_beginning_of_all(model: Path, tmp_path: Path) -
     np.testing.assert_array_equal(two.codes, full.codes[:2])
 
 
+def test_search_width_gives_the_codes_of_encode_and_a_sound(model: Path, tmp_path: Path) -> None:
+    codec = Codec.from_pretrained(model)
+    expected = codec.encode(EXAMPLE, search_width=8).item(0).numpy()
+    options = ("--model", model, "--search-width", 8)
+
+    encoded = run("encode", EXAMPLE, "-o", tmp_path, *options)
+    reconstructed = run("reconstruct", EXAMPLE, "-o", tmp_path / "r", *options)
+
+    for result in (encoded, reconstructed):
+        assert result.exit_code == 0, result.output
+    for folder in (tmp_path, tmp_path / "r"):
+        codes = loads((folder / "4077-13754-0000.dmc").read_bytes()).codes
+        np.testing.assert_array_equal(codes, expected)
+    assert (expected != codec.encode(EXAMPLE).item(0).numpy()).any()
+
+
 def test_threads_are_set_and_change_no_code(model: Path, tmp_path: Path) -> None:
     before = torch.get_num_threads()
     try:

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import save
 from typer.testing import CliRunner
 
 from dmcodec import cli
@@ -20,7 +21,7 @@ pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
 from dmcodec.export import export_onnx, measure_export
-from dmcodec.onnx_codec import OnnxCodec
+from dmcodec.onnx_codec import BOOKS_NAME, OnnxCodec
 from dmcodec.tokens.bitstream import loads
 
 
@@ -136,6 +137,37 @@ def test_long_sound_in_windows_equals_the_whole(
         exported.encode_long([np.zeros(0, np.float32)])
 
 
+def test_search_finds_the_codes_of_torch(pair: tuple) -> None:
+    codec, exported, _ = pair
+    waveforms = (0.1 * np.random.default_rng(4).standard_normal((2, 7777))).astype(np.float32)
+    expected = codec.encode(waveforms, num_codebooks=2, search_width=5).codes.numpy()
+
+    codes = exported.encode(waveforms, num_codebooks=2, search_width=5)
+    long, counted = exported.encode_long([waveforms[0]], num_codebooks=2, search_width=5)
+
+    np.testing.assert_array_equal(codes, expected)
+    np.testing.assert_array_equal(long, expected[0])
+    assert counted == 7777
+    assert (codes != exported.encode(waveforms, num_codebooks=2)).any()
+    with pytest.raises(ValueError, match="search_width is 0"):
+        exported.encode(waveforms, search_width=0)
+
+
+def test_exports_without_books_are_greedy_and_say_so(tmp_path: Path) -> None:
+    codec = CODECS["paper"]
+    export_onnx(codec, tmp_path)
+    (tmp_path / BOOKS_NAME).unlink()
+    exported, waveform = OnnxCodec(tmp_path), np.zeros(400, np.float32)
+
+    np.testing.assert_array_equal(exported.encode(waveform), codec.encode(waveform).item(0))
+    with pytest.raises(FileNotFoundError, match=r"codebooks.* is missing.*export the codec again"):
+        exported.encode(waveform, search_width=2)
+    for damaged in (b"no books", save({"codebooks": np.zeros((3, 31, 8), np.float32)})):
+        (tmp_path / BOOKS_NAME).write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"cannot be loaded|is of another codec"):
+            exported.encode(waveform, search_width=2)
+
+
 _WITHOUT_TORCH = """
 import sys
 class Refuse:
@@ -161,6 +193,8 @@ def test_the_command_line_encodes_and_decodes_without_torch(pair: tuple, tmp_pat
 
     run("encode", tmp_path / "a.wav", "-o", tmp_path, "--backend", "onnx", "--model", folder)
     run("decode", tmp_path / "a.dmc", "-o", tmp_path / "b", "--backend", "onnx", "--model", folder)
+    onnx = ("--backend", "onnx", "--model", folder)
+    run("encode", tmp_path / "a.wav", "-o", tmp_path / "s", "--search-width", 4, *onnx)
 
     codec.save_pretrained(tmp_path / "export-test")
     with_torch = ["--model", str(tmp_path / "export-test")]
@@ -169,6 +203,8 @@ def test_the_command_line_encodes_and_decodes_without_torch(pair: tuple, tmp_pat
     )
     assert result.exit_code == 0, result.output
     assert (tmp_path / "t" / "a.dmc").read_bytes() == (tmp_path / "a.dmc").read_bytes()
+    searched = codec.encode(tmp_path / "a.wav", search_width=4).item(0).numpy()
+    np.testing.assert_array_equal(loads((tmp_path / "s" / "a.dmc").read_bytes()).codes, searched)
     encoded = codec.encode(tmp_path / "a.wav")
     expected = codec.decode(encoded)[0].numpy().clip(-1, 1)
     np.testing.assert_allclose(

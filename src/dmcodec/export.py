@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from dmcodec.audio import read_audio
@@ -22,6 +23,7 @@ from dmcodec.codec.model import Codec
 from dmcodec.codec.precision import check_weights
 from dmcodec.files import identify
 from dmcodec.onnx_codec import (
+    BOOKS_NAME,
     CONFIG_NAME,
     DECODER_NAME,
     ENCODER_NAME,
@@ -35,15 +37,16 @@ _OPSET = 17
 
 
 class _WaveformToCodes(nn.Module):
-    """[B, 1, T] -> [B, K, ceil(T / hop_length)] int64."""
+    """[B, 1, T] -> codes [B, K, L] int64, L = ceil(T / hop_length), and latents [B, D, L]."""
 
     def __init__(self, codec: Codec) -> None:
         super().__init__()
         self.codec = codec
 
-    def forward(self, waveform: Tensor) -> Tensor:
-        """Encodes with all books."""
-        return self.codec.quantizer.encode(self.codec.encoder(waveform))
+    def forward(self, waveform: Tensor) -> tuple[Tensor, Tensor]:
+        """Encodes with all books, greedily; numpy_search.py makes other codes of the latents."""
+        latents = self.codec.encoder(waveform)
+        return self.codec.quantizer.encode(latents), latents
 
 
 class _CodesToWaveform(nn.Module):
@@ -65,7 +68,9 @@ class _CodesToWaveform(nn.Module):
 
 
 def export_onnx(codec: Codec, folder: Path, *, use_int8: bool = False) -> None:
-    """Writes encoder.onnx, decoder.onnx and codec.json, which names the others by their hashes.
+    """Writes encoder.onnx, decoder.onnx, codebooks.safetensors and codec.json.
+
+    The last names the others by their hashes.
 
     Args:
         codec: in evaluation mode, with plain weights.
@@ -84,9 +89,11 @@ def export_onnx(codec: Codec, folder: Path, *, use_int8: bool = False) -> None:
     codec = copy.deepcopy(codec).cpu().eval()
     waveform = torch.zeros(2, 1, 10 * config.hop_length + 1)
     codes = torch.zeros(2, config.quantizer.num_codebooks, 10, dtype=torch.int64)
+    found = ["codes", "latents"]
     with replace_together(folder) as aside:
-        _export(_WaveformToCodes(codec), waveform, aside / ENCODER_NAME, "waveform", "codes")
-        _export(_CodesToWaveform(codec), codes, aside / DECODER_NAME, "codes", "waveform")
+        _export(_WaveformToCodes(codec), waveform, aside / ENCODER_NAME, "waveform", found)
+        _export(_CodesToWaveform(codec), codes, aside / DECODER_NAME, "codes", ["waveform"])
+        save_file({"codebooks": codec.quantizer.codebooks.float()}, aside / BOOKS_NAME)
         if use_int8:
             _quantize(aside / ENCODER_NAME)
             _quantize(aside / DECODER_NAME)
@@ -101,7 +108,7 @@ def export_onnx(codec: Codec, folder: Path, *, use_int8: bool = False) -> None:
             "lstm_weights": "int8" if use_int8 else "float32",
             "hashes": {
                 name: hash_part((aside / name).read_bytes())
-                for name in (ENCODER_NAME, DECODER_NAME)
+                for name in (ENCODER_NAME, DECODER_NAME, BOOKS_NAME)
             },
         }
         write_whole(aside / CONFIG_NAME, json.dumps(table, indent=2) + "\n")
@@ -162,8 +169,8 @@ def measure_export(
         )
 
 
-def _export(network: nn.Module, example: Tensor, path: Path, given: str, made: str) -> None:
-    axes = {name: {0: "batch", 2: name} for name in (given, made)}
+def _export(network: nn.Module, example: Tensor, path: Path, given: str, made: list[str]) -> None:
+    axes = {name: {0: "batch", 2: name} for name in (given, *made)}
     with torch.no_grad(), warnings.catch_warnings():
         # The exporter by tracing is deprecated, but the other one fixes the LSTM's length; and
         # what tracing warns of (sizes read in Python) is seen to in conv.py.
@@ -175,7 +182,7 @@ def _export(network: nn.Module, example: Tensor, path: Path, given: str, made: s
             dynamo=False,
             opset_version=_OPSET,
             input_names=[given],
-            output_names=[made],
+            output_names=made,
             dynamic_axes=axes,
         )
 

@@ -68,6 +68,7 @@ def encode_file(
     path: Path | SoundBytes,
     *,
     num_codebooks: int | None = None,
+    search_width: int = 1,
 ) -> bytes:
     """The `.dmc` file of a sound file, read in parts: memory does not grow with its length.
 
@@ -78,10 +79,14 @@ def encode_file(
     total = audio_info(sound).num_samples_at(sample_rate)
     if total <= LONG_FRAMES * hop_length:
         waveform = read_audio(sound, sample_rate=sample_rate)
-        return pack(codec, identity, codec.encode(waveform, num_codebooks=num_codebooks))
+        encoded = codec.encode(waveform, num_codebooks=num_codebooks, search_width=search_width)
+        return pack(codec, identity, encoded)
     parts = read_parts(sound, sample_rate=sample_rate, num_samples=total)
     codes, num_samples = encode_long(
-        codec, map(torch.from_numpy, parts), num_codebooks=num_codebooks
+        codec,
+        map(torch.from_numpy, parts),
+        num_codebooks=num_codebooks,
+        search_width=search_width,
     )
     lengths = torch.tensor([codes.shape[1]])
     return pack(codec, identity, Encoded(codes[None], lengths, torch.tensor([num_samples])))
@@ -161,12 +166,17 @@ def decode_blocks(
 
 
 def reconstruct(
-    codec: Codec, identity: Identity, path: Path, *, num_codebooks: int | None = None
+    codec: Codec,
+    identity: Identity,
+    path: Path,
+    *,
+    num_codebooks: int | None = None,
+    search_width: int = 1,
 ) -> Reconstruction:
     """Sends a sound file through the codec and its `.dmc` form, and measures the result."""
     original = read_audio(path, sample_rate=codec.config.sample_rate)
     started = time.perf_counter()
-    encoded = codec.encode(original, num_codebooks=num_codebooks)
+    encoded = codec.encode(original, num_codebooks=num_codebooks, search_width=search_width)
     encode_s = time.perf_counter() - started
     data = pack(codec, identity, encoded)
     started = time.perf_counter()

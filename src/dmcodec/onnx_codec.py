@@ -8,9 +8,12 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load
 
 from dmcodec.audio import MAX_SAMPLE_RATE, check_samples, find_problem, overlapping_parts
 from dmcodec.config import parse_json
+from dmcodec.numpy_search import BookSearch, check_search_width
 from dmcodec.processes import check_count
 from dmcodec.tokens.bitstream import Header
 
@@ -19,6 +22,7 @@ WINDOW_FRAMES, CONTEXT_FRAMES = 3000, 500
 
 FORMAT = "dmcodec-onnx/1"
 ENCODER_NAME, DECODER_NAME, CONFIG_NAME = "encoder.onnx", "decoder.onnx", "codec.json"
+BOOKS_NAME = "codebooks.safetensors"  # of exports since search_width is there
 
 
 def hash_part(data: bytes) -> str:
@@ -51,6 +55,8 @@ class OnnxCodec:
             self._read_config(parse_json((folder / CONFIG_NAME).read_bytes()))
         except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
             raise ValueError(f"{folder / CONFIG_NAME} cannot be used: {error!r}") from error
+        self._folder = folder
+        self._search: BookSearch | None = None
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = (
             check_count("num_threads", num_threads) or os.cpu_count() or 1
@@ -62,19 +68,24 @@ class OnnxCodec:
 
     def _open(self, onnxruntime: Any, path: Path, options: Any) -> Any:
         """A network ready to run; ValueError for a file that is damaged, or of another export."""
-        network = path.read_bytes()
-        # Exports of earlier versions do not say what their parts are.
-        if self._hashes and self._hashes.get(path.name) != hash_part(network):
-            raise ValueError(
-                f"{path} cannot be loaded: it is damaged or not of the export that {CONFIG_NAME} "
-                "beside it describes; export the codec again"
-            )
+        network = self._read_part(path)
         try:
             return onnxruntime.InferenceSession(
                 network, options, providers=["CPUExecutionProvider"]
             )
         except Exception as error:  # onnxruntime's own kinds have no base of their own
             raise ValueError(f"{path} cannot be loaded: {error}; export the codec again") from error
+
+    def _read_part(self, path: Path) -> bytes:
+        """A file of the export; ValueError unless it is the one that codec.json means."""
+        data = path.read_bytes()
+        # Exports of earlier versions do not say what their parts are.
+        if self._hashes and self._hashes.get(path.name) != hash_part(data):
+            raise ValueError(
+                f"{path} cannot be loaded: it is damaged or not of the export that {CONFIG_NAME} "
+                "beside it describes; export the codec again"
+            )
+        return data
 
     def _try_out(self, folder: Path) -> None:
         """Raises ValueError unless a frame of silence comes through as codec.json says."""
@@ -104,12 +115,17 @@ class OnnxCodec:
             raise ValueError(f"sample_rate is {self.sample_rate}; at most {MAX_SAMPLE_RATE}")
 
     def encode(
-        self, waveform: NDArray[np.float32], *, num_codebooks: int | None = None
+        self,
+        waveform: NDArray[np.float32],
+        *,
+        num_codebooks: int | None = None,
+        search_width: int = 1,
     ) -> NDArray[np.int64]:
         """Codes [K, L] of a waveform [T], or [B, K, L] of a batch [B, T] of equal lengths.
 
-        Raises ValueError for no samples, samples that are not float or not finite, and books that
-        are not there.
+        `search_width` above 1 follows that many choices from book to book (codec/search.py).
+        Raises ValueError for no samples, samples that are not float or not finite, books that are
+        not there, and widths that are none.
         """
         if waveform.ndim not in (1, 2) or waveform.size == 0:
             raise ValueError(f"a waveform must be [T] or [B, T], got shape {waveform.shape}")
@@ -120,8 +136,15 @@ class OnnxCodec:
         if num_codebooks is not None and not 1 <= num_codebooks <= self.num_codebooks:
             raise ValueError(f"num_codebooks is {num_codebooks}; there are {self.num_codebooks}")
         batch = np.atleast_2d(waveform.astype(np.float32))[:, None]  # [B, 1, T]
-        codes: NDArray[np.int64] = self._encoder.run(None, {"waveform": batch})[0]
-        codes = codes[:, :num_codebooks]
+        if check_search_width(search_width) > 1:
+            search = self._open_search()
+            (latents,) = self._encoder.run(["latents"], {"waveform": batch})  # [B, D, L]
+            vectors = latents.transpose(0, 2, 1).reshape(-1, latents.shape[1])  # [B L, D]
+            found = search(vectors, num_codebooks or self.num_codebooks, search_width)
+            codes = found.reshape(len(batch), -1, found.shape[1]).transpose(0, 2, 1)
+        else:
+            (codes,) = self._encoder.run(["codes"], {"waveform": batch})
+            codes = codes[:, :num_codebooks]
         return codes[0] if waveform.ndim == 1 else codes
 
     def decode(self, codes: NDArray[Any], num_samples: int | None = None) -> NDArray[np.float32]:
@@ -144,7 +167,11 @@ class OnnxCodec:
         return waveform[0] if codes.ndim == 2 else waveform
 
     def encode_long(
-        self, blocks: Iterable[NDArray[np.float32]], *, num_codebooks: int | None = None
+        self,
+        blocks: Iterable[NDArray[np.float32]],
+        *,
+        num_codebooks: int | None = None,
+        search_width: int = 1,
     ) -> tuple[NDArray[np.int64], int]:
         """Codes [K, L] of a waveform that comes in blocks [T_i], and its number of samples.
 
@@ -158,7 +185,7 @@ class OnnxCodec:
             blocks, WINDOW_FRAMES * self.hop_length, CONTEXT_FRAMES * self.hop_length
         )
         for part, before, num_samples in parts:
-            codes = self.encode(part, num_codebooks=num_codebooks)
+            codes = self.encode(part, num_codebooks=num_codebooks, search_width=search_width)
             first, num_frames = before // self.hop_length, -(-num_samples // self.hop_length)
             found.append(codes[:, first : first + num_frames])
             total_samples += num_samples
@@ -177,6 +204,26 @@ class OnnxCodec:
             begin = (start - first) * self.hop_length
             end = min(stop * self.hop_length, num_samples) - first * self.hop_length
             yield decoded[begin:end]
+
+    def _open_search(self) -> BookSearch:
+        """The search in the exported books, kept with its tables."""
+        if self._search is None:
+            path = self._folder / BOOKS_NAME
+            if not path.is_file():
+                raise FileNotFoundError(
+                    f"{path} is missing, so there is no search: export the codec again, or use "
+                    "search width 1"
+                )
+            try:
+                codebooks = load(self._read_part(path))["codebooks"]
+            except (SafetensorError, KeyError) as error:
+                raise ValueError(
+                    f"{path} cannot be loaded: {error}; export the codec again"
+                ) from error
+            if codebooks.shape[:2] != (self.num_codebooks, self.codebook_size):
+                raise ValueError(f"{path} is of another codec: its shape is {codebooks.shape}")
+            self._search = BookSearch(codebooks)
+        return self._search
 
     def header(self, num_samples: int, num_codebooks: int) -> Header:
         """The header of a .dmc file of this codec's codes."""

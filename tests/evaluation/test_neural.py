@@ -9,7 +9,7 @@ import torch
 
 from dmcodec.codec.model import Codec
 from dmcodec.evaluation.requirements import MissingPackage
-from dmcodec.evaluation.systems import System, open_system, parse_system
+from dmcodec.evaluation.systems import System, open_system, parse_system, parse_systems
 
 
 def open_text(text: str) -> System:
@@ -55,6 +55,19 @@ def test_identity_changes_with_weights_and_books(codec_folder: Path, tmp_path: P
     texts.append(f"x=dmcodec:{tmp_path / 'tiny'}")
 
     assert len({open_text(text).facts.identity for text in texts}) == 3
+
+
+def test_search_width_is_used_and_told_apart(codec_folder: Path, speech: np.ndarray) -> None:
+    codec = Codec.from_pretrained(codec_folder)
+    (spec,) = parse_systems([f"x=dmcodec:{codec_folder}@1:3"], {}, {}, 6)
+
+    system = open_system(spec)
+    result = system.reconstruct(speech[:8_000], 16_000, "clip")
+
+    expected = codec.encode(speech[:8_000], num_codebooks=3, search_width=6)
+    np.testing.assert_array_equal(result.codes, expected.item(0).numpy())
+    assert system.facts.description.endswith("books 1 to 3, search width 6")
+    assert system.facts.identity != open_text(f"x=dmcodec:{codec_folder}@1:3").facts.identity
 
 
 def test_too_many_books_are_refused(codec_folder: Path) -> None:

@@ -54,3 +54,15 @@ def test_names_must_differ_and_be_known() -> None:
         parse_systems(["a=opus:6", "a=opus:8"], {}, {})
     with pytest.raises(ValueError, match="for 'c', which is no system"):
         parse_systems(["a=opus:6"], {"c": 1.0}, {})
+
+
+def test_search_widths_are_of_our_codecs_and_some_by_name() -> None:
+    texts = ["a=dmcodec:bundled", "b=dmcodec:bundled", "c=opus:6"]
+
+    specs = parse_systems(texts, {}, {}, 4, {"b": 16})
+
+    assert [spec.search_width for spec in specs] == [4, 16, 1]
+    with pytest.raises(ValueError, match="search width is given for 'c', which is no codec of"):
+        parse_systems(texts, {}, {}, 1, {"c": 2})
+    with pytest.raises(ValueError, match="search width is given for 'd', which is no system"):
+        parse_systems(texts, {}, {}, 1, {"d": 2})

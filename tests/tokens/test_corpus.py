@@ -27,7 +27,7 @@ from dmcodec.tokens.corpus import (
     tokenize,
 )
 from dmcodec.tokens.pipeline import Speed
-from dmcodec.tokens.shards import read_rows
+from dmcodec.tokens.shards import read_info, read_rows
 
 pa = pytest.importorskip("pyarrow", reason="shards are Parquet: pip install 'dmcodec[data]'")
 pq = pytest.importorskip("pyarrow.parquet")
@@ -88,6 +88,39 @@ def test_first_books_alone_are_the_beginning_of_all(
 
     for two, every in zip(read_rows(tmp_path / "two"), read_rows(tmp_path / "all"), strict=True):
         np.testing.assert_array_equal(two.codes, every.codes[:2])
+
+
+def test_searched_codes_are_those_of_single_files_and_the_width_is_recorded(
+    codec: Codec, manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    utterances = read_manifest(manifest)[:5]
+
+    run(codec, utterances, tmp_path / "a", search_width=5)
+    monkeypatch.setattr("dmcodec.tokens.pipeline.LONG_FRAMES", 8)
+    run(codec, utterances, tmp_path / "parts", search_width=5)
+
+    for folder in ("a", "parts"):
+        for row, utterance in zip(read_rows(tmp_path / folder), utterances, strict=True):
+            alone = codec.encode(utterance.audio, search_width=5)
+            np.testing.assert_array_equal(row.codes, alone.item(0))
+    assert read_info(tmp_path / "a").search_width == 5
+    with pytest.raises(ValueError, match="search_width was 5 and is 1"):
+        run(codec, utterances, tmp_path / "a")
+
+
+def test_greedy_shards_made_before_there_was_a_search_go_on(
+    codec: Codec, manifest: Path, tmp_path: Path
+) -> None:
+    utterances = read_manifest(manifest)[:5]
+    run(codec, utterances, tmp_path)
+    path = tmp_path / "codec_info.json"
+    said = json.loads(path.read_text())
+    assert said.pop("search_width") == 1
+    path.write_text(json.dumps(said))
+
+    job = run(codec, utterances, tmp_path)
+
+    assert (job.num_done, job.num_skipped) == (0, 5)
 
 
 def test_row_decodes_to_what_its_file_decodes_to(

@@ -65,6 +65,13 @@ def test_command_writes_shards_and_says_what_it_did(
     assert read_info(out).num_shards == 2
 
 
+def test_search_width_is_an_option(model: Path, manifest: Path, tmp_path: Path) -> None:
+    result = run(manifest, "-o", tmp_path / "out", "--model", model, "--search-width", 3)
+
+    assert result.exit_code == 0, result.output
+    assert read_info(tmp_path / "out").search_width == 3
+
+
 def test_failures_are_named_and_counted(model: Path, manifest: Path, tmp_path: Path) -> None:
     (tmp_path / "speech" / "3.wav").write_bytes(b"")
     settings = ("-o", tmp_path / "out", "--model", model, "--shard-size", 2)

@@ -20,6 +20,7 @@ from dmcodec.cli.options import (
     NumCodebooks,
     Output,
     PrecisionName,
+    SearchWidth,
     Threads,
     describe,
     load_codec,
@@ -45,6 +46,7 @@ def encode(
     inputs: Inputs,
     output: Output = None,
     num_codebooks: NumCodebooks = None,
+    search_width: SearchWidth = 1,
     model: Model = None,
     device: Device = "cpu",
     precision: PrecisionName = "float32",
@@ -63,13 +65,15 @@ def encode(
     targets = plan_outputs(inputs, paths, output, ".dmc")
     if backend == streams.Runtime.ONNX:
         _check_onnx_options(device, precision)
-        encode_sound = streams.onnx_encoder(model, num_codebooks, threads)
+        encode_sound = streams.onnx_encoder(model, num_codebooks, search_width, threads)
     else:
         from dmcodec.files import encode_file, identify
 
         codec = load_codec(model, device, precision, threads)
         identity = identify(codec)
-        encode_sound = partial(encode_file, codec, identity, num_codebooks=num_codebooks)
+        encode_sound = partial(
+            encode_file, codec, identity, num_codebooks=num_codebooks, search_width=search_width
+        )
     if is_piped:
         sys.stdout.buffer.write(encode_sound(SoundBytes("stdin", sys.stdin.buffer.read())))
         sys.stdout.buffer.flush()
@@ -177,6 +181,7 @@ def reconstruct(
         ),
     ] = None,
     num_codebooks: NumCodebooks = None,
+    search_width: SearchWidth = 1,
     model: Model = None,
     device: Device = "cpu",
     precision: PrecisionName = "float32",
@@ -199,13 +204,16 @@ def reconstruct(
     targets = list(paths) if output is None else plan_outputs(inputs, paths, output, ".wav", names)
     codec = load_codec(model, device, precision, threads)
     identity = identify(codec)
-    codec.decode(codec.encode(torch.zeros(codec.config.sample_rate)))  # the first pass sets up
+    silence = torch.zeros(codec.config.sample_rate)
+    codec.decode(codec.encode(silence, search_width=search_width))  # the first pass sets up
     results: dict[Path, _Result] = {}
     num_written = 0
 
     def work(path: Path, target: Path) -> None:
         nonlocal num_written
-        result = reconstruct_file(codec, identity, path, num_codebooks=num_codebooks)
+        result = reconstruct_file(
+            codec, identity, path, num_codebooks=num_codebooks, search_width=search_width
+        )
         results[path] = _Result.of(result)
         if output is not None:
             write_whole(target.with_suffix(".dmc"), result.data)

@@ -16,6 +16,7 @@ from dmcodec.cli.options import (
     Model,
     NumCodebooks,
     PrecisionName,
+    SearchWidth,
     check_device,
     describe,
     load_codec,
@@ -129,6 +130,7 @@ def tokenize(  # noqa: PLR0913 (one for each flag)
     device: Device = "cpu",
     precision: PrecisionName = "float32",
     num_codebooks: NumCodebooks = None,
+    search_width: SearchWidth = 1,
     shard_size: Annotated[int, typer.Option(min=1, help="Utterances in a shard.")] = 256,
     max_seconds: Annotated[
         float | None, typer.Option(min=0.01, help="List longer ones as failed; default: no limit.")
@@ -189,6 +191,7 @@ def tokenize(  # noqa: PLR0913 (one for each flag)
         codec,
         utterances,
         num_codebooks=num_codebooks,
+        search_width=search_width,
         shard_size=shard_size,
         max_samples=None if max_seconds is None else seconds_to_samples(max_seconds, rate),
         has_webdataset=webdataset,
@@ -247,7 +250,7 @@ def _read_listed(
     return utterances, problems
 
 
-def evaluate(
+def evaluate(  # noqa: PLR0913 (one for each flag)
     manifests: Annotated[
         list[Path],
         typer.Argument(metavar="MANIFEST...", help="Clips: .jsonl, .tsv, .scp, or folders."),
@@ -275,6 +278,7 @@ def evaluate(
     measures: Annotated[
         str | None, typer.Option(metavar="A,B,...", help="Groups of measures; default: all.")
     ] = None,
+    search_width: SearchWidth = 1,
     recognizer: Annotated[
         str, typer.Option(help="pocketsphinx, or a Hugging Face CTC or Whisper model.")
     ] = "pocketsphinx",
@@ -297,6 +301,7 @@ def evaluate(
             "--set",
             metavar="KEY=VALUE",
             help="Anything else: reference=NAME, resample=speaker, kbps.NAME=6, "
+            "search_widths.NAME=16, "
             "scoring.speaker_model=MODEL ... (docs/evaluation.md).",
         ),
     ] = None,
@@ -316,6 +321,7 @@ def evaluate(
         "systems": systems,
         "protocol": protocol,
         "num_clips": num_clips,
+        "search_width": search_width,
         "num_processes": processes if processes is not None else os.cpu_count() or 1,
         "export": export,
         "scoring": {"recognizer": recognizer, "device": device},

@@ -47,6 +47,12 @@ Threads = Annotated[
 NumCodebooks = Annotated[
     int | None, typer.Option(min=1, help="Use the first N books only; default: all.")
 ]
+SearchWidth = Annotated[
+    int,
+    typer.Option(
+        min=1, help="Choices followed from book to book: 16 sounds better and is slower; 1: greedy."
+    ),
+]
 Force = Annotated[bool, typer.Option("--force", help="Replace results that exist.")]
 
 

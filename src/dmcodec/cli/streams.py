@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, BinaryIO, cast
 
 import typer
 
-from dmcodec.cli.options import CommandError, parse_seconds, say_damaged
+from dmcodec.cli.options import CommandError, SearchWidth, parse_seconds, say_damaged
 
 if TYPE_CHECKING:
     import numpy as np
@@ -45,6 +45,7 @@ def stream(
     num_codebooks: Annotated[
         int | None, typer.Option(min=1, help="Encode with the first N books only.")
     ] = None,
+    search_width: SearchWidth = 1,
     packet_frames: Annotated[
         int, typer.Option(min=1, max=65535, help="Frames in a packet; more cost latency.")
     ] = 1,
@@ -60,8 +61,11 @@ def stream(
 
     from dmcodec.codec.checkpoint import load
 
-    if direction == Direction.DECODE and (num_codebooks is not None or packet_frames != 1):
-        raise CommandError("--num-codebooks and --packet-frames are of stream encode")
+    of_encode = (num_codebooks, search_width, packet_frames)
+    if direction == Direction.DECODE and of_encode != (None, 1, 1):
+        raise CommandError(
+            "--num-codebooks, --search-width and --packet-frames are of stream encode"
+        )
     if direction == Direction.ENCODE and wav:
         raise CommandError("--wav is of stream decode; encode sees by itself whether it gets WAV")
     torch.set_num_threads(1)  # a frame is too small to share; threads would only add delay
@@ -69,7 +73,9 @@ def stream(
     source, sink = cast(BinaryIO, sys.stdin.buffer), cast(BinaryIO, sys.stdout.buffer)
     with _first_interrupt_ends(direction):
         if direction == Direction.ENCODE:
-            report = encode_stream(codec, source, sink, num_codebooks, packet_frames)
+            report = encode_stream(
+                codec, source, sink, num_codebooks, packet_frames, search_width=search_width
+            )
         else:
             report = decode_stream(codec, source, sink, is_wav=wav)
     typer.echo(f"dmcodec: {report}", err=True)
@@ -129,6 +135,8 @@ def encode_stream(
     sink: BinaryIO,
     num_codebooks: int | None,
     packet_frames: int,
+    *,
+    search_width: int = 1,
 ) -> str:
     """Sound to packets until the sound ends; gives a sentence about times."""
     import torch
@@ -138,7 +146,7 @@ def encode_stream(
     from dmcodec.tokens.packets import PacketWriter
 
     config = codec.config
-    encoder = StreamEncoder(codec, num_codebooks=num_codebooks)
+    encoder = StreamEncoder(codec, num_codebooks=num_codebooks, search_width=search_width)
     books = num_codebooks or config.quantizer.num_codebooks
     writer = PacketWriter(make_header(codec, identify(codec), 1, books))
     encoder.push([torch.zeros(config.hop_length)], [StreamState()])  # the first pass sets up
@@ -259,7 +267,7 @@ def export(
 
 
 def onnx_encoder(
-    model: str | None, num_codebooks: int | None, threads: int | None
+    model: str | None, num_codebooks: int | None, search_width: int, threads: int | None
 ) -> "Callable[[Path | SoundBytes], bytes]":
     """A function from a sound file to the bytes of its .dmc file; torch is not needed."""
     from dmcodec.audio import audio_info, hold_pipe, read_parts
@@ -275,7 +283,9 @@ def onnx_encoder(
             sample_rate=codec.sample_rate,
             num_samples=audio_info(sound).num_samples_at(codec.sample_rate),
         )
-        codes, num_samples = codec.encode_long(parts, num_codebooks=num_codebooks)
+        codes, num_samples = codec.encode_long(
+            parts, num_codebooks=num_codebooks, search_width=search_width
+        )
         return dumps(codes, codec.header(num_samples, len(codes)))
 
     return encode

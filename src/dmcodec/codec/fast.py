@@ -451,7 +451,7 @@ class FastCodec:
     decoder: FastDecoder | FastSpectralDecoder
 
 
-class _Weights:
+class WeightState:
     """The weights that a fast form was made of; says whether they still are what they were.
 
     Looks at addresses, torch's counts of changes, and a few values of each: writes through `.data`,
@@ -494,9 +494,9 @@ def fast_codec(codec: "Codec") -> FastCodec | None:
     ):
         codec.__dict__.pop("_fast", None)  # its memory is wanted elsewhere
         return None
-    kept: tuple[_Weights, FastCodec] | None = codec.__dict__.get("_fast")
+    kept: tuple[WeightState, FastCodec] | None = codec.__dict__.get("_fast")
     if kept is None or not kept[0].are(parameters):
-        weights = _Weights(parameters)
+        weights = WeightState(parameters)
         decoder = (
             FastSpectralDecoder(codec.decoder)
             if isinstance(codec.decoder, SpectralDecoder)

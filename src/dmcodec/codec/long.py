@@ -46,6 +46,7 @@ def encode_long(
     blocks: Iterable[Tensor],
     *,
     num_codebooks: int | None = None,
+    search_width: int = 1,
     chunk_frames: int = CHUNK_FRAMES,
 ) -> tuple[Tensor, int]:
     """Codes of a waveform that comes in blocks; memory does not grow with its length.
@@ -54,6 +55,7 @@ def encode_long(
         codec: in evaluation mode.
         blocks: consecutive parts [T_i] of the waveform, of any sizes.
         num_codebooks: the first n books only; None for all.
+        search_width: see `Codec.encode`.
         chunk_frames: frames worked on at a time; changes the cost, not the result.
 
     Returns:
@@ -101,7 +103,8 @@ def encode_long(
             else:
                 latents = encoder.conv_out(encoder.activation(x.t()[None].to(device)))
             latents = latents[..., start - left : stop - left]
-            codes.append(codec.quantizer.encode(latents, num_codebooks)[0])
+            found = codec.quantizer.encode(latents, num_codebooks, search_width=search_width)
+            codes.append(found[0])
     return torch.cat(codes, dim=-1), num_samples
 
 
@@ -112,6 +115,7 @@ def encode_windows(
     window_frames: int,
     context_frames: int,
     num_codebooks: int | None = None,
+    search_width: int = 1,
 ) -> Iterator[Tensor]:
     """Codes [K, window_frames] of a waveform without end, window by window; the last is shorter.
 
@@ -126,6 +130,7 @@ def encode_windows(
         window_frames: frames of a window, at least 1.
         context_frames: further frames that are encoded on either side and thrown away.
         num_codebooks: the first n books only; None for all.
+        search_width: see `Codec.encode`.
 
     Raises ValueError when there is no sample at all.
     """
@@ -137,7 +142,8 @@ def encode_windows(
     is_empty = True
     for part, before, num_samples in parts:
         is_empty = False
-        codes = codec.encode(part, num_codebooks=num_codebooks).codes[0]
+        encoded = codec.encode(part, num_codebooks=num_codebooks, search_width=search_width)
+        codes = encoded.codes[0]
         first = before // hop_length
         codes = codes[:, first : first + ceil_div(num_samples, hop_length)]
         # The last part may have frames of its own beyond the window.

@@ -225,6 +225,7 @@ class Codec(nn.Module):
         audio: Audio | Sequence[Audio],
         *,
         num_codebooks: int | None = None,
+        search_width: int = 1,
         sample_rate: float | None = None,
     ) -> Encoded:
         """Codes of one or several waveforms; each gets the codes that it gets alone.
@@ -234,6 +235,9 @@ class Codec(nn.Module):
                 a numpy array or tensor [T], [B, T] or [B, 1, T], or a list of any of these, which
                 may differ in length.
             num_codebooks: the first n books only; None for all.
+            search_width: choices that are followed from book to book. 1: the nearest entry of each
+                book, as the paper has it. More, such as 16, sound better at the same bitrate and
+                take longer; the codes are then the best for these books together (search.py).
             sample_rate: Hz of arrays and tensors; None when it is the codec's. Files know theirs.
 
         Raises ValueError for input that is empty, not finite, far beyond full scale (integers that
@@ -247,12 +251,14 @@ class Codec(nn.Module):
         ]
         longest = LONG_FRAMES * self.config.hop_length
         together = iter(
-            self._encode_together([w for w in waveforms if len(w) <= longest], num_codebooks)
+            self._encode_together(
+                [w for w in waveforms if len(w) <= longest], num_codebooks, search_width
+            )
         )
         codes = [
             next(together)
             if len(w) <= longest
-            else encode_long(self, [w], num_codebooks=num_codebooks)[0]
+            else encode_long(self, [w], num_codebooks=num_codebooks, search_width=search_width)[0]
             for w in waveforms
         ]
         num_samples = torch.tensor([len(w) for w in waveforms], device=self.device)
@@ -352,14 +358,17 @@ class Codec(nn.Module):
                 digest.update(weight.float().cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()
 
-    def _encode_together(self, waveforms: list[Tensor], num_codebooks: int | None) -> list[Tensor]:
+    def _encode_together(
+        self, waveforms: list[Tensor], num_codebooks: int | None, search_width: int
+    ) -> list[Tensor]:
         """Codes [K, L_i] of waveforms [T_i], computed as one batch."""
         if not waveforms:
             return []
         fast = fast_codec(self)
         if fast is not None:
             latents = fast.encoder(waveforms)  # [D, L_i] each
-            codes = self.quantizer.encode(torch.cat(latents, dim=1)[None], num_codebooks)[0]
+            joined = torch.cat(latents, dim=1)[None]
+            codes = self.quantizer.encode(joined, num_codebooks, search_width=search_width)[0]
             return list(torch.split(codes, [x.shape[1] for x in latents], dim=1))
         sizes = torch.tensor([len(w) for w in waveforms], device=self.device)
         is_mixed = bool((sizes != sizes[0]).any())
@@ -367,7 +376,7 @@ class Codec(nn.Module):
             latents = self.encoder(
                 _stack_padded(waveforms)[:, None], sizes if is_mixed else None
             )  # [B, D, L]
-        codes = self.quantizer.encode(latents, num_codebooks)
+        codes = self.quantizer.encode(latents, num_codebooks, search_width=search_width)
         frames = ceil_div(sizes, self.config.hop_length).tolist()
         return [row[:, :length] for row, length in zip(codes, frames, strict=True)]
 

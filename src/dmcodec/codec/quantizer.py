@@ -18,7 +18,9 @@ from torch import Tensor, nn
 
 from dmcodec.codec.conv import length_mask
 from dmcodec.codec.precision import computing_in
+from dmcodec.codec.search import book_search
 from dmcodec.config import Record
+from dmcodec.numpy_search import check_search_width
 
 
 class QuantizerConfig(Record):
@@ -132,8 +134,13 @@ class ResidualQuantizer(nn.Module):
         )
 
     @torch.no_grad()
-    def encode(self, latents: Tensor, num_codebooks: int | None = None) -> Tensor:
+    def encode(
+        self, latents: Tensor, num_codebooks: int | None = None, *, search_width: int = 1
+    ) -> Tensor:
         """Codes of the first `num_codebooks` books, [B, D, L] -> [B, num_codebooks, L].
+
+        `search_width` 1 takes the nearest entry book by book; with more, that many choices are
+        followed for the nearest sum (search.py).
 
         Raises ValueError for books that are not there, LatentsError for latents without codes.
         """
@@ -150,6 +157,9 @@ class ResidualQuantizer(nn.Module):
             )
         with torch.autocast(device.type, enabled=False), computing_in("float32", device):
             residual = latents.float().transpose(1, 2)  # [B, L, D]
+            if check_search_width(search_width) > 1:
+                found = book_search(self)(residual.flatten(0, 1), books, search_width)  # [B L, K]
+                return found.view(*residual.shape[:2], books).transpose(1, 2)
             codes = []
             for codebook in self.codebooks[:books]:
                 codes.append(nearest_entry(residual, codebook))

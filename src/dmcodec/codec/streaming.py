@@ -41,10 +41,12 @@ class StreamState:
 class StreamEncoder:
     """Encodes any number of streams, each of which starts and ends when it likes."""
 
-    def __init__(self, codec: "Codec", *, num_codebooks: int | None = None) -> None:
+    def __init__(
+        self, codec: "Codec", *, num_codebooks: int | None = None, search_width: int = 1
+    ) -> None:
         """Takes a causal codec in evaluation mode; ValueError for another."""
         _check_causal(codec)
-        self.codec, self.num_codebooks = codec, num_codebooks
+        self.codec, self.num_codebooks, self.search_width = codec, num_codebooks, search_width
 
     @torch.no_grad()
     def push(
@@ -106,7 +108,9 @@ class StreamEncoder:
             x = layers.conv(block.downsample, block.activation(x))
         x = layers.lstm(encoder.lstm, x)
         latents = layers.conv(encoder.conv_out, encoder.activation(x))
-        return self.codec.quantizer.encode(latents, self.num_codebooks)
+        return self.codec.quantizer.encode(
+            latents, self.num_codebooks, search_width=self.search_width
+        )
 
 
 class StreamDecoder:

@@ -44,12 +44,13 @@ class EvaluationConfig(Record):
 
     `columns` are names of columns in the manifests (see `dmcodec.manifest.read_manifests`).
     `systems` are `NAME=KIND:ARG` (see `systems.parse_system`); `kbps` and `delay_samples` say by
-    name what a folder or command does not. `measures` are groups (see `scoring.GROUPS`).
-    `num_processes` 0 does everything in this process. `max_minutes` ends scoring, which does slow
-    measures last: what some system then lacks is missing for all, and the same command goes on.
-    `reference` is the system that differences are taken against, the first one by default.
-    `max_failed_share` of the reconstructions may fail before the whole counts as failed. `played`
-    are the clips with players in the report; drawn when empty.
+    name what a folder or command does not. `search_width` is of all codecs of ours (see
+    `Codec.encode`) but those that `search_widths` names. `measures` are groups (see
+    `scoring.GROUPS`). `num_processes` 0 does everything in this process. `max_minutes` ends
+    scoring, which does slow measures last: what some system then lacks is missing for all, and the
+    same command goes on. `reference` is the system that differences are taken against, the first
+    one by default. `max_failed_share` of the reconstructions may fail before the whole counts as
+    failed. `played` are the clips with players in the report; drawn when empty.
     """
 
     manifests: tuple[Path, ...] = Field(min_length=1)
@@ -57,6 +58,8 @@ class EvaluationConfig(Record):
     systems: tuple[str, ...] = Field(min_length=1)
     kbps: dict[str, float] = Field(default_factory=dict)
     delay_samples: dict[str, int] = Field(default_factory=dict)
+    search_width: int = Field(1, ge=1)
+    search_widths: dict[str, int] = Field(default_factory=dict)
     protocol: Protocol = "full"
     num_clips: int | None = Field(None, ge=1)
     measures: tuple[str, ...] = tuple(GROUPS)

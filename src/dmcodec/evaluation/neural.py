@@ -19,6 +19,7 @@ from dmcodec.audio import Waveform, resample
 from dmcodec.codec.model import Codec, Encoded
 from dmcodec.evaluation.requirements import import_package
 from dmcodec.evaluation.systems import Reconstruction, System, SystemFacts, SystemSpec
+from dmcodec.numpy_search import check_search_width
 
 Result = TypeVar("Result")
 
@@ -48,13 +49,15 @@ class OurCodec:
         config = codec.config
         self._codec = codec.to(device).eval()
         self._first, self._stop = _book_range(spec, config.quantizer.num_codebooks)
+        self._search_width = check_search_width(spec.search_width)
+        searched = f", search width {spec.search_width}" if spec.search_width > 1 else ""
         self._bits_per_code = log2(config.quantizer.codebook_size)
         books = self._stop - self._first
         num_parameters = sum(p.numel() for p in codec.parameters())
         self.facts = SystemFacts(
-            identity=f"{codec.fingerprint()} books {self._first + 1}:{self._stop}",
-            family=codec.model_id,
-            description=_with_books(codec.model_id, self._first, self._stop),
+            identity=f"{codec.fingerprint()} books {self._first + 1}:{self._stop}{searched}",
+            family=codec.model_id + searched,
+            description=_with_books(codec.model_id, self._first, self._stop) + searched,
             nominal_kbps=config.frame_rate * books * self._bits_per_code / 1000,
             sample_rate=config.sample_rate,
             frame_rate=config.frame_rate,
@@ -73,7 +76,9 @@ class OurCodec:
         signal = resample(waveform, sample_rate, rate)
 
         def encode() -> Encoded:
-            encoded = self._codec.encode(signal, num_codebooks=self._stop)
+            encoded = self._codec.encode(
+                signal, num_codebooks=self._stop, search_width=self._search_width
+            )
             return encoded.select_codebooks(self._first, self._stop)
 
         encoded, encode_s = _timed(encode, self._codec.device)

@@ -91,7 +91,13 @@ def evaluate(
         FolderInUse: another evaluation writes there.
         EvaluationStopped: a process died; what it had done is kept.
     """
-    specs = parse_systems(config.systems, config.kbps, config.delay_samples)
+    specs = parse_systems(
+        config.systems,
+        config.kbps,
+        config.delay_samples,
+        config.search_width,
+        config.search_widths,
+    )
     reference = _check_names(config, [spec.name for spec in specs])
     # Better now than after hours of work.
     import_package("PIL.Image", "the report")

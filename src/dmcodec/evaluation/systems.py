@@ -25,6 +25,7 @@ ORIGINAL = "original"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 _BOOKS = re.compile(r"([1-9]\d*)(?::([1-9]\d*))?")
 _KINDS_WITH_BOOKS = ("dmcodec", "published", "transformers")
+_KINDS_OF_OURS = ("dmcodec", "published")
 
 
 class SystemSpec(Record):
@@ -33,6 +34,7 @@ class SystemSpec(Record):
     `first_book` and `last_book` count from 1; None for all books. `kbps` is the user's word for
     the bitrate of a folder or command. `delay_samples` at 16 kHz, constant and known, are cut from
     the start of what the system gives; None leaves it to the kind (0 but for Codec2).
+    `search_width` is of our codecs, see `Codec.encode`.
     """
 
     name: str
@@ -42,6 +44,7 @@ class SystemSpec(Record):
     last_book: int | None = Field(None, ge=1)
     kbps: float | None = Field(None, gt=0)
     delay_samples: int | None = Field(None, ge=0)
+    search_width: int = Field(1, ge=1)
 
 
 class SystemFacts(Record):
@@ -128,21 +131,40 @@ def parse_system(text: str) -> SystemSpec:
 
 
 def parse_systems(
-    texts: Sequence[str], kbps: Mapping[str, float], delays: Mapping[str, int]
+    texts: Sequence[str],
+    kbps: Mapping[str, float],
+    delays: Mapping[str, int],
+    search_width: int = 1,
+    search_widths: Mapping[str, int] | None = None,
 ) -> list[SystemSpec]:
-    """All systems of one evaluation, names unique, with the bitrates and delays given by name."""
+    """All systems of one evaluation, names unique, with what is given of them by name.
+
+    `search_width` is of all codecs of ours that `search_widths` does not name.
+    """
     specs = [parse_system(text) for text in texts]
     names = [spec.name for spec in specs]
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:
         raise ValueError(f"several systems are named {repeated[0]!r}; names must differ")
-    unknown = sorted((kbps.keys() | delays.keys()) - set(names))
+    widths = search_widths or {}
+    unknown = sorted((kbps.keys() | delays.keys() | widths.keys()) - set(names))
     if unknown:
-        raise ValueError(f"a bitrate or delay is given for {unknown[0]!r}, which is no system")
+        raise ValueError(
+            f"a bitrate, delay or search width is given for {unknown[0]!r}, which is no system"
+        )
+    others = sorted(s.name for s in specs if s.name in widths and s.kind not in _KINDS_OF_OURS)
+    if others:
+        raise ValueError(f"a search width is given for {others[0]!r}, which is no codec of ours")
     return [
         SystemSpec.model_validate(
             spec.model_dump()
-            | {"kbps": kbps.get(spec.name), "delay_samples": delays.get(spec.name)}
+            | {
+                "kbps": kbps.get(spec.name),
+                "delay_samples": delays.get(spec.name),
+                "search_width": widths.get(spec.name, search_width)
+                if spec.kind in _KINDS_OF_OURS
+                else 1,
+            }
         )
         for spec in specs
     ]

@@ -19,6 +19,7 @@ import numpy as np
 from dmcodec.audio import samples_to_seconds
 from dmcodec.codec.model import Codec
 from dmcodec.manifest import Utterance
+from dmcodec.numpy_search import check_search_width
 from dmcodec.storage import delete_leftovers, lock_folder
 from dmcodec.tokens.bitstream import MAX_MODEL_ID_LENGTH, Header, dumps
 from dmcodec.tokens.cluster import Cluster, tokenize_with_ray
@@ -80,6 +81,7 @@ def describe_corpus(
     utterances: Sequence[Utterance],
     *,
     num_codebooks: int | None = None,
+    search_width: int = 1,
     shard_size: int = 256,
     max_samples: int | None = None,
     has_webdataset: bool = False,
@@ -106,6 +108,7 @@ def describe_corpus(
         manifest_hash=digest.hexdigest(),
         num_utterances=len(utterances),
         precision=codec.precision,
+        search_width=check_search_width(search_width),
         has_webdataset=has_webdataset,
         has_dmc=has_dmc,
     )

@@ -199,7 +199,9 @@ def _encode_short(
 ) -> list[Tensor | _Unreadable]:
     """Codes [K, L_i] of each, or why it has none; one without codes does not spoil the others."""
     try:
-        encoded = codec.encode(waveforms, num_codebooks=info.num_codebooks)
+        encoded = codec.encode(
+            waveforms, num_codebooks=info.num_codebooks, search_width=info.search_width
+        )
     except LatentsError as problem:
         if len(waveforms) == 1:
             return [_Unreadable(str(problem))]
@@ -242,7 +244,9 @@ def _encode_parts(
 
     started = time.perf_counter()
     try:
-        codes, num_samples = encode_long(codec, blocks(), num_codebooks=info.num_codebooks)
+        codes, num_samples = encode_long(
+            codec, blocks(), num_codebooks=info.num_codebooks, search_width=info.search_width
+        )
     except LatentsError as problem:
         raise _Unreadable(f"{source.sound}: {problem}") from problem
     times.network_s += time.perf_counter() - started - wait_s

@@ -38,6 +38,7 @@ class CorpusInfo(Record):
         max_samples: longer utterances are listed as failures; at `sample_rate`. None: no limit.
         manifest_hash: of everything that the manifest says, but for the folders of sound files.
         precision: of the network, see `Codec.precision`: it changes codes.
+        search_width: see `Codec.encode`: it changes codes.
         has_webdataset, has_dmc: whether tars and .dmc files are written as well.
     """
 
@@ -53,6 +54,7 @@ class CorpusInfo(Record):
     manifest_hash: str
     num_utterances: int = Field(ge=1)
     precision: str = "float32"
+    search_width: int = Field(1, ge=1)
     has_webdataset: bool = False
     has_dmc: bool = False
 
@@ -63,8 +65,9 @@ class CorpusInfo(Record):
 
     def settings_hash(self) -> str:
         """16 hexadecimal digits that change with any value here."""
-        # Shards made before precision was a choice are of float32.
-        left_out = {"precision"} if self.precision == "float32" else None
+        # Shards made before these were choices are of float32 and greedy.
+        left_out = {"precision"} if self.precision == "float32" else set()
+        left_out |= {"search_width"} if self.search_width == 1 else set()
         settings = self.model_dump_json(exclude=left_out)
         return blake2b(settings.encode(), digest_size=8).hexdigest()
 
