@@ -118,7 +118,7 @@ def test_gradient_reaches_the_waveform_and_no_weight(hubert):
     values.square().sum().backward()
 
     assert (waveforms.grad.abs().sum(dim=1) > 0).all()
-    assert not any(weight.requires_grad for weight in hubert._model.parameters())
+    assert not any(weight.requires_grad for weight in hubert._encoder._model.parameters())
 
 
 def test_text_model_is_refused_as_speech_model(language_model, speech_model, tmp_path):

@@ -13,6 +13,12 @@ import numpy as np
 import torch
 
 from dmcodec.audio import Waveform
+from dmcodec.pretrained.models import (
+    find_model,
+    import_or_explain,
+    import_transformers,
+    load_weights,
+)
 from dmcodec.teachers.alignment import (
     TIME_RATE,
     AlignmentError,
@@ -22,12 +28,6 @@ from dmcodec.teachers.alignment import (
     convolution_grid,
 )
 from dmcodec.teachers.ctc import SymbolSpan, align_symbols, best_path
-from dmcodec.teachers.hub import (
-    find_model,
-    import_or_explain,
-    import_transformers,
-    load_weights,
-)
 from dmcodec.teachers.words import GivenWords, SttConfig, WordFinder, read_word_times
 
 # Chosen by us: pauses inside a phrase are shorter than this, those between phrases longer.

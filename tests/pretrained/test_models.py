@@ -1,6 +1,6 @@
 import pytest
 
-from dmcodec.teachers.hub import find_model, import_or_explain, load_weights, model_hash
+from dmcodec.pretrained.models import find_model, import_or_explain, load_weights, model_hash
 
 
 def test_missing_files_are_named_with_a_way_to_get_them(tmp_path):

@@ -8,6 +8,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from dmcodec.pretrained.ctranslate2 import WEIGHTS_NAME, is_ctranslate2
+
 _PACKAGE_PREFIX = "package:"
 _SMALL_FILES = ("*.json", "*.txt", "*.model")
 _SAFETENSORS = "*.safetensors"
@@ -50,8 +52,10 @@ def find_model(
     missing = []
     if not (folder / "config.json").is_file():
         missing.append("config.json")
-    if not _has_any(folder, (_SAFETENSORS, _PICKLED)):
-        missing.append("model.safetensors (or pytorch_model.bin)")
+    if not _has_any(folder, (_SAFETENSORS, _PICKLED, WEIGHTS_NAME)):
+        missing.append("model.safetensors (or pytorch_model.bin, or CTranslate2's model.bin)")
+    elif is_ctranslate2(folder):  # says in its config.json what it needs to know of sound
+        needs_tokenizer, needs_preprocessor = True, False
     if needs_tokenizer and not _has_any(folder, _TOKENIZERS):
         missing.append("a tokenizer (tokenizer.json or vocab.txt)")
     if needs_preprocessor and not _has_any(folder, _PREPROCESSOR):
@@ -66,7 +70,7 @@ def model_hash(folder: Path) -> str:
     digest = blake2b(digest_size=8)
     patterns: tuple[str, ...] = (*_SMALL_FILES, _SAFETENSORS)
     if not _has_any(folder, (_SAFETENSORS,)):
-        patterns = (*patterns, _PICKLED)
+        patterns = (*patterns, _PICKLED, WEIGHTS_NAME)
     for path in sorted({path for pattern in patterns for path in folder.glob(pattern)}):
         digest.update(f"{path.name}\0{path.stat().st_size}\0".encode())
         with path.open("rb") as file:
@@ -113,7 +117,7 @@ def _locate(name: str, may_download: bool) -> tuple[Path, str]:
     try:
         folder = _fetch(name, (*_SMALL_FILES, _SAFETENSORS), may_download)
         if not _has_any(folder, (_SAFETENSORS,)):
-            folder = _fetch(name, (_PICKLED,), may_download)
+            folder = _fetch(name, (_PICKLED, WEIGHTS_NAME), may_download)
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError) as error:
         raise FileNotFoundError(
             f"model {name!r} is neither a folder nor in the Hub's cache, and could not be fetched "
