@@ -11,6 +11,7 @@ from threading import Lock
 from typing import Any, NamedTuple
 
 from dmcodec.audio import AUDIO_SUFFIXES, AudioError
+from dmcodec.packages import import_package
 
 # Rows are decoded a group at a time; a few groups are kept, because neighbours are asked for next.
 _KEPT_GROUPS = 6
@@ -141,13 +142,8 @@ def read_table_sound(path: Path, row: int) -> bytes:
 
 @lru_cache(maxsize=16)
 def _open_table(path: Path) -> Table:
-    try:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-    except ImportError as error:
-        raise ModuleNotFoundError(
-            f"reading {path} needs pyarrow: pip install 'dmcodec[data]'"
-        ) from error
+    pa = import_package("pyarrow", f"reading {path}")
+    pq = import_package("pyarrow.parquet", f"reading {path}")
     try:
         if path.suffix.lower() == ".parquet":
             file = pq.ParquetFile(path)

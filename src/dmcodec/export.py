@@ -20,6 +20,7 @@ from dmcodec.audio import read_audio
 from dmcodec.codec.model import Codec
 from dmcodec.files import identify
 from dmcodec.onnx_codec import CONFIG_NAME, DECODER_NAME, ENCODER_NAME, FORMAT, OnnxCodec
+from dmcodec.packages import import_package
 
 _OPSET = 17
 
@@ -64,10 +65,7 @@ def export_onnx(codec: Codec, folder: Path, *, use_int8: bool = False) -> None:
 
     Raises ModuleNotFoundError without onnx.
     """
-    try:
-        import onnx  # noqa: F401
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError("export needs onnx: pip install 'dmcodec[export]'") from error
+    import_package("onnx", "export")
     folder.mkdir(parents=True, exist_ok=True)
     config, identity = codec.config, identify(codec)
     codec = copy.deepcopy(codec).cpu().eval()

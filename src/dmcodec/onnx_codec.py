@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dmcodec.audio import check_samples, overlapping_parts
+from dmcodec.packages import import_package
 from dmcodec.tokens.bitstream import Header
 
 WINDOW_FRAMES, CONTEXT_FRAMES = 3000, 500
@@ -31,12 +32,7 @@ class OnnxCodec:
         Raises FileNotFoundError for a missing file, ValueError for another format,
         ModuleNotFoundError without onnxruntime.
         """
-        try:
-            import onnxruntime
-        except ModuleNotFoundError as error:
-            raise ModuleNotFoundError(
-                "exported codecs need onnxruntime: pip install 'dmcodec[export]'"
-            ) from error
+        onnxruntime = import_package("onnxruntime", "an exported codec")
         for name in (CONFIG_NAME, ENCODER_NAME, DECODER_NAME):
             if not (folder / name).is_file():
                 raise FileNotFoundError(f"{folder} is no exported codec: {name} is missing")

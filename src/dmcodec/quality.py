@@ -6,14 +6,13 @@ short originals, non-finite samples.
 """
 
 import warnings
-from importlib import import_module
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from dmcodec.audio import Waveform, resample
+from dmcodec.packages import import_package
 from dmcodec.spectral import log_mel_spectrogram
 
 
@@ -28,7 +27,7 @@ def stoi(reference: Waveform, estimate: Waveform, sample_rate: int) -> float:
     al. 2011, doi:10.1109/TASL.2011.2114881.
     """
     _check_pair(reference, estimate)
-    pystoi_stoi = _import("pystoi").stoi
+    pystoi_stoi = import_package("pystoi", "STOI").stoi
     if not np.any(reference):
         # The package would say 0, as if the estimate were to blame.
         raise Unmeasurable("STOI: the reference is silent")
@@ -46,7 +45,7 @@ def pesq_wb(reference: Waveform, estimate: Waveform, sample_rate: int) -> float:
     Needs 0.25 s, and speech in both. Reference: ITU-T P.862.2 (2007).
     """
     _check_pair(reference, estimate)
-    pesq = _import("pesq")
+    pesq = import_package("pesq", "PESQ")
     if sample_rate != 16000:
         reference = resample(reference, sample_rate, 16000)
         estimate = resample(estimate, sample_rate, 16000)
@@ -82,15 +81,6 @@ def mel_distance(reference: Waveform, estimate: Waveform, sample_rate: int) -> f
     _check_pair(reference, estimate)
     difference = log_mel(reference, sample_rate) - log_mel(estimate, sample_rate)
     return float(np.abs(difference).mean(dtype=np.float64))
-
-
-def _import(package: str) -> Any:
-    try:
-        return import_module(package)
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            f"STOI and PESQ need the package {error.name}: pip install 'dmcodec[metrics]'"
-        ) from error
 
 
 def _check_pair(reference: Waveform, estimate: Waveform) -> None:

@@ -22,7 +22,7 @@ from dmcodec.pretrained.ctranslate2 import (
     is_ctranslate2,
     read_ctranslate2,
 )
-from dmcodec.pretrained.models import import_transformers, load_weights
+from dmcodec.pretrained.models import import_transformers, load_weights, read_config
 from dmcodec.spectral import mel_filterbank
 
 SAMPLE_RATE = 16_000
@@ -47,19 +47,28 @@ def load_whisper(folder: Path, device: str = "cpu") -> Any:
     return _from_ctranslate2(folder).to(device)
 
 
-def load_tokenizer(folder: Path) -> Any:
-    """The tokenizer of a Whisper folder."""
+def load_processor(folder: Path) -> Any:
+    """The processor of any model of sound: feature extractor and tokenizer."""
     transformers = import_transformers()
     if not is_ctranslate2(folder):
-        return transformers.AutoTokenizer.from_pretrained(folder)
-    return transformers.WhisperTokenizer(tokenizer_file=str(folder / "tokenizer.json"))
+        return transformers.AutoProcessor.from_pretrained(folder)
+    num_mels = _get(read_ctranslate2(folder), "encoder/conv1/weight", 3).shape[1]
+    return transformers.WhisperProcessor(
+        transformers.WhisperFeatureExtractor(feature_size=num_mels),
+        transformers.WhisperTokenizer(tokenizer_file=str(folder / "tokenizer.json")),
+    )
+
+
+def is_whisper(folder: Path) -> bool:
+    """Whether a folder holds a Whisper model of either layout; weights are not read."""
+    return is_ctranslate2(folder) or read_config(folder).model_type == "whisper"
 
 
 def model_width(folder: Path) -> int:
     """H of any model's hidden states, without its weights."""
     if is_ctranslate2(folder):
         return int(_get(read_ctranslate2(folder), "encoder/layer_norm/gamma", 1).shape[0])
-    return int(import_transformers().AutoConfig.from_pretrained(folder).hidden_size)
+    return int(read_config(folder).hidden_size)
 
 
 def log_mel(waveforms: Tensor, num_frames: int, num_mels: int) -> Tensor:
@@ -158,6 +167,10 @@ def _from_ctranslate2(folder: Path) -> Any:
         eos_token_id=end,
         pad_token_id=end,
     )
+    for side in ("encoder", "decoder"):
+        heads = int(_get(model, f"{side}/num_heads", 0))
+        if heads < 1 or width % heads:
+            raise CTranslate2Error(f"{folder}: {heads} heads do not divide a width of {width}")
     with torch.device("meta"):
         whisper = transformers.WhisperForConditionalGeneration(config)
     weights = _weights(folder, model, config)

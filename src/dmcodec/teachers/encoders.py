@@ -10,11 +10,16 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from dmcodec.pretrained.ctranslate2 import is_ctranslate2
-from dmcodec.pretrained.models import find_model, import_transformers, load_weights
+from dmcodec.pretrained.models import (
+    find_model,
+    import_transformers,
+    load_weights,
+    read_config,
+)
 from dmcodec.pretrained.whisper import (
     FRAME_SAMPLES,
     encoder_states,
+    is_whisper,
     load_whisper,
     log_mel,
     max_frames,
@@ -50,13 +55,10 @@ def load_encoder(name: str, layers: Layers, device: str) -> SpeechEncoder:
     Raises FileNotFoundError for a model that is not at hand or not whole, ValueError for one that
     is no speech encoder.
     """
-    transformers = import_transformers()
     folder = find_model(name, needs_tokenizer=False, needs_preprocessor=True)
-    if is_ctranslate2(folder):
+    if is_whisper(folder):
         return WhisperEncoder(folder, layers, device)
-    config = transformers.AutoConfig.from_pretrained(folder)
-    if config.model_type == "whisper":
-        return WhisperEncoder(folder, layers, device)
+    config = read_config(folder)
     if hasattr(config, "conv_kernel") and hasattr(config, "conv_stride"):
         return WaveformEncoder(folder, name, layers, device)
     raise ValueError(
@@ -160,14 +162,14 @@ class WhisperEncoder:
     def _in_windows(self, waveform: Tensor, num_frames: int) -> Tensor:
         """Frames [L', H] of a recording [T] of any length."""
         parts = []
-        for start, first, stop in _windows(num_frames, self._limit):
+        for start, first, stop in split_into_windows(num_frames, self._limit):
             count = min(self._limit, num_frames - start)
             window = waveform[start * FRAME_SAMPLES : (start + count) * FRAME_SAMPLES]
             parts.append(self._encode(window[None], count)[0, first - start : stop - start])
         return torch.cat(parts)
 
 
-def _windows(num_frames: int, limit: int) -> list[tuple[int, int, int]]:
+def split_into_windows(num_frames: int, limit: int) -> list[tuple[int, int, int]]:
     """Windows of `limit` frames: where each starts, and which frames [first, stop) are its own.
 
     They lie at equal distances of at most two thirds of a window.
