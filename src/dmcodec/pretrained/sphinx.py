@@ -1,7 +1,7 @@
 """CMU PocketSphinx with the US-English model that its package carries: words, alignment, phones.
 
 Needs no network. Far from today's recognizers, but its forced alignment finds word edges better
-than Whisper's attention does (docs/results.md).
+than Whisper's attention does, which has no place for pauses.
 """
 
 from collections.abc import Mapping, Sequence

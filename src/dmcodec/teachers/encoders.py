@@ -126,7 +126,8 @@ class WhisperEncoder:
     Mel frame m has its centre at sample 160 m (windows are centred); the convolution with stride 2
     puts frame i on mel frame 2 i: sample 320 i, half a hop before a codec frame of the same rate.
     Positions are cut to the sound, and attention does not see the silence that fills up 30 s in
-    Whisper's own use; how far that moves features is in docs/results.md. Recordings longer than
+    Whisper's own use: features of whole utterances then have a cosine of 0.98 to 0.99 to those
+    of 30 s (tiny.en, last layer). Recordings longer than
     30 s are heard in windows that overlap by a third or more, each frame taken from the window in
     which it is farther from the border.
     """
