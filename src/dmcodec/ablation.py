@@ -20,13 +20,14 @@ from pydantic import Field, model_validator
 from dmcodec.config import Record, load_config
 from dmcodec.evaluation.about import EvaluationConfig
 from dmcodec.evaluation.measures import MEASURES
-from dmcodec.evaluation.requirements import import_package
+from dmcodec.evaluation.recognizers import BEST
 from dmcodec.evaluation.rows import Row, components
 from dmcodec.evaluation.run import Evaluation, evaluate
 from dmcodec.evaluation.scoring import ScoringConfig, check_models
 from dmcodec.evaluation.statistics import Bootstrap, ratio
 from dmcodec.evaluation.summary import Summary
 from dmcodec.manifest import read_manifest
+from dmcodec.packages import import_package
 from dmcodec.storage import write_whole
 from dmcodec.training.experiment import Experiment
 from dmcodec.training.loop import check_device, train
@@ -78,7 +79,7 @@ class AblationConfig(Record):
     clips: tuple[Path, ...] = Field(min_length=1)
     num_clips: int | None = Field(None, ge=1)
     num_word_clips: int = Field(300, ge=0)
-    recognizer: str = "pocketsphinx"
+    recognizer: str = BEST
 
     @model_validator(mode="after")
     def _check_names(self) -> Self:

@@ -31,6 +31,7 @@ from dmcodec.onnx_codec import (
     OnnxCodec,
     hash_part,
 )
+from dmcodec.packages import import_package
 from dmcodec.storage import replace_together, write_whole
 
 _OPSET = 17
@@ -79,10 +80,7 @@ def export_onnx(codec: Codec, folder: Path, *, use_int8: bool = False) -> None:
 
     Raises ModuleNotFoundError without onnx, CheckpointError for weights that are not finite.
     """
-    try:
-        import onnx  # noqa: F401
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError("export needs onnx: pip install 'dmcodec[export]'") from error
+    import_package("onnx", "export")
     check_weights(codec)
     check_values(codec.state_dict(), codec.state_dict(), f"codec {codec.model_id!r}")
     config, identity = codec.config, identify(codec)

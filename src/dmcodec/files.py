@@ -23,6 +23,7 @@ from dmcodec.audio import (
 )
 from dmcodec.codec.long import decode_long, encode_long
 from dmcodec.codec.model import LONG_FRAMES, Codec, Encoded
+from dmcodec.packages import import_package
 from dmcodec.quality import Unmeasurable, pesq_wb, stoi
 from dmcodec.storage import open_whole
 from dmcodec.tokens.bitstream import MAX_MODEL_ID_LENGTH, Header, dumps, loads, silence_lost_frames
@@ -194,18 +195,18 @@ def reconstruct(
 
 def plot_reconstruction(result: Reconstruction, sample_rate: int, title: str, path: Path) -> None:
     """One PNG: log-mel spectrograms of original and decoded, and the code map below."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     from dmcodec.spectral import log_mel_spectrogram
+
+    new_figure = import_package("matplotlib.figure", "a plot").Figure
+    new_canvas = import_package("matplotlib.backends.backend_agg", "a plot").FigureCanvasAgg
 
     pair = torch.from_numpy(np.stack([result.original, result.decoded]))
     mels = log_mel_spectrogram(
         pair, sample_rate=sample_rate, n_fft=1024, hop_length=256, win_length=1024, num_mels=80
     ).numpy()
     duration_s = samples_to_seconds(len(result.original), sample_rate)
-    figure = Figure(figsize=(11, 7.5), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(figsize=(11, 7.5), layout="constrained")
+    new_canvas(figure)
     axes = figure.subplots(3, 1, sharex=True)
     for axis, mel, name in zip(axes[:2], mels, ("original", "decoded"), strict=True):
         image = axis.imshow(

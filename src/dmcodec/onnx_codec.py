@@ -14,6 +14,7 @@ from safetensors.numpy import load
 from dmcodec.audio import MAX_SAMPLE_RATE, check_samples, find_problem, overlapping_parts
 from dmcodec.config import parse_json
 from dmcodec.numpy_search import BookSearch, check_search_width
+from dmcodec.packages import import_package
 from dmcodec.processes import check_count
 from dmcodec.tokens.bitstream import Header
 
@@ -42,12 +43,7 @@ class OnnxCodec:
         Raises FileNotFoundError for a missing file, ValueError for another format,
         ModuleNotFoundError without onnxruntime.
         """
-        try:
-            import onnxruntime
-        except ModuleNotFoundError as error:
-            raise ModuleNotFoundError(
-                "exported codecs need onnxruntime: pip install 'dmcodec[export]'"
-            ) from error
+        onnxruntime = import_package("onnxruntime", "an exported codec")
         for name in (CONFIG_NAME, ENCODER_NAME, DECODER_NAME):
             if not (folder / name).is_file():
                 raise FileNotFoundError(f"{folder} is no exported codec: {name} is missing")

@@ -7,7 +7,6 @@ short originals, non-finite samples.
 
 import warnings
 from collections.abc import Callable
-from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -15,6 +14,7 @@ import numpy.typing as npt
 import torch
 
 from dmcodec.audio import Waveform, resample
+from dmcodec.packages import import_package
 from dmcodec.spectral import log_mel_spectrogram
 
 
@@ -31,7 +31,7 @@ def stoi(reference: Waveform, estimate: Waveform, sample_rate: int) -> float:
     _check_pair(reference, estimate)
     # The package would say 0, as if the estimate were to blame.
     require_sound("STOI", reference=reference)
-    return run_stoi("STOI", _import("pystoi").stoi, reference, estimate, sample_rate)
+    return run_stoi("STOI", import_package("pystoi", "STOI").stoi, reference, estimate, sample_rate)
 
 
 def run_stoi(
@@ -63,7 +63,7 @@ def pesq_wb(reference: Waveform, estimate: Waveform, sample_rate: int) -> float:
     Needs 0.25 s, and speech in both. Reference: ITU-T P.862.2 (2007).
     """
     _check_pair(reference, estimate)
-    return run_pesq(_import("pesq"), reference, estimate, sample_rate, "wb")
+    return run_pesq(import_package("pesq", "PESQ"), reference, estimate, sample_rate, "wb")
 
 
 def run_pesq(
@@ -126,15 +126,6 @@ def mel_distance(reference: Waveform, estimate: Waveform, sample_rate: int) -> f
     _check_pair(reference, estimate)
     difference = log_mel(reference, sample_rate) - log_mel(estimate, sample_rate)
     return float(np.abs(difference).mean(dtype=np.float64))
-
-
-def _import(package: str) -> Any:
-    try:
-        return import_module(package)
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            f"STOI and PESQ need the package {error.name}: pip install 'dmcodec[metrics]'"
-        ) from error
 
 
 def _check_pair(reference: Waveform, estimate: Waveform) -> None:

@@ -7,7 +7,8 @@ from dmcodec.evaluation.codes import (
     phone_information,
     stream_perplexity,
 )
-from dmcodec.evaluation.phones import NOT_SPEECH, Phone, label_frames
+from dmcodec.evaluation.phones import NOT_SPEECH, label_frames
+from dmcodec.pretrained.sphinx import SpokenPhone
 
 
 def test_entropy_by_hand() -> None:
@@ -73,7 +74,12 @@ def test_codes_without_relation_hold_no_more_than_chance() -> None:
 
 
 def test_frames_get_the_phone_at_their_middle() -> None:
-    phones = [Phone("SIL", 0, 4), Phone("AH", 4, 3), Phone("T", 7, 2), Phone("+SPN+", 9, 9)]
+    phones = [
+        SpokenPhone("SIL", 0, 4),
+        SpokenPhone("AH", 4, 3),
+        SpokenPhone("T", 7, 2),
+        SpokenPhone("+SPN+", 9, 9),
+    ]
     inventory: dict[str, int] = {}
 
     labels = label_frames(phones, inventory, frame_rate=50.0, num_frames=6)

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from dmcodec.evaluation.distillmos import WINDOW_SAMPLES, distillmos, import_distillmos
-from dmcodec.evaluation.requirements import MissingPackage
+from dmcodec.packages import MissingPackage
 
 pytest.importorskip("xls_r_sqa")
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from dmcodec.codec.model import Codec
-from dmcodec.evaluation.requirements import MissingPackage
 from dmcodec.evaluation.systems import System, open_system, parse_system, parse_systems
+from dmcodec.packages import MissingPackage
 
 
 def open_text(text: str) -> System:
@@ -277,7 +277,10 @@ def test_extractor_without_torchaudio_is_explained(
 
 def test_other_models_of_transformers_are_refused(tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers", reason="pip install 'dmcodec[eval]'")
-    transformers.BertConfig().save_pretrained(tmp_path)
+    config = transformers.BertConfig(
+        vocab_size=10, hidden_size=4, num_hidden_layers=1, num_attention_heads=1
+    )
+    transformers.BertModel(config).save_pretrained(tmp_path)
 
     with pytest.raises(ValueError, match="is a 'bert'; codecs that are known here: encodec"):
         open_text(f"x=transformers:{tmp_path}")

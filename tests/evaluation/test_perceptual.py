@@ -5,7 +5,7 @@ import pytest
 
 from dmcodec.audio import resample
 from dmcodec.evaluation import perceptual
-from dmcodec.evaluation.requirements import MissingPackage
+from dmcodec.packages import MissingPackage
 from dmcodec.quality import Unmeasurable
 
 

@@ -246,7 +246,7 @@ def test_models_that_cannot_be_had_stop_before_any_work(
     scoring = {"recognizer": str(tmp_path / "no-model")}
     config = configure(manifest, codec_folder, measures=("words",), scoring=scoring)
 
-    with pytest.raises(FileNotFoundError, match="is neither the folder of a model"):
+    with pytest.raises(FileNotFoundError, match="is neither a folder nor in the Hub's cache"):
         evaluate(config, tmp_path / "out")
 
     assert not list((tmp_path / "out").glob("*"))

@@ -93,7 +93,7 @@ def test_what_has_no_value_is_missing_with_its_reason(speech: np.ndarray) -> Non
 def test_a_package_that_is_not_installed_makes_its_group_unavailable(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("dmcodec.evaluation.requirements.find_spec", lambda name: None)
+    monkeypatch.setattr("dmcodec.packages.find_spec", lambda name: None)
 
     assert why_not("visqol", ScoringConfig()) == (
         "visqol needs the package visqol: pip install 'dmcodec[eval]'"

@@ -2,10 +2,12 @@
 
 import csv
 import io
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from dmcodec.evaluation.about import EvaluationConfig
 from dmcodec.evaluation.codes import book_statistics
 from dmcodec.evaluation.measures import MEASURES
 from dmcodec.evaluation.rows import Row, WordContext, components, make_row
@@ -18,10 +20,11 @@ from dmcodec.evaluation.summary import (
     SystemSummary,
     measured_kbps,
     real_time_factors,
+    summarize,
     summarize_differences,
     summarize_figures,
 )
-from dmcodec.evaluation.systems import SystemFacts
+from dmcodec.evaluation.systems import ORIGINAL, SystemFacts
 from dmcodec.evaluation.tables import books_table, missing_notes, to_csv, to_markdown
 from dmcodec.manifest import Utterance
 
@@ -197,6 +200,24 @@ def test_what_several_systems_lack_alike_is_said_once(summary: Summary) -> None:
     assert missing_notes(full) == [
         "1 reconstructions of c are silent: the low end of the scales",
         "PESQ-WB, PESQ-NB missing for 2 clips of a, b: too short",
+    ]
+
+
+def test_clips_that_a_recognizer_answers_with_nothing_or_in_circles_are_counted() -> None:
+    heard = {"1": "a b c", "2": "", "3": "and so on " * 40}
+    rows = [
+        row(clip, ORIGINAL, stoi=0.8).model_copy(update={"transcript": heard[clip]})
+        for clip in heard
+    ]
+    config = EvaluationConfig(manifests=(Path("clips.jsonl"),), systems=("x=opus:6",))
+
+    (system,) = summarize(config, {}, ORIGINAL, {}, rows, {}).systems
+
+    assert (system.num_unheard, system.num_repetitive) == (1, 1)
+    text = missing_notes(Summary(about={}, reference="x", confidence=0.95, systems=(system,)))
+    assert text[:2] == [
+        "1 clips of original gave the recognizer no word: all are deletions",
+        "1 clips of original made the recognizer repeat itself: scored so",
     ]
 
 

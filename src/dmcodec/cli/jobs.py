@@ -54,11 +54,10 @@ def train(
     ] = None,
 ) -> None:
     """Train a codec as an experiment file says; several processes: start with torchrun."""
-    try:
-        import accelerate  # noqa: F401
-        import tensorboard  # noqa: F401
-    except ImportError as error:
-        raise CommandError(f"training needs {error.name}: pip install 'dmcodec[train]'") from error
+    from dmcodec.packages import import_package
+
+    for package in ("accelerate", "tensorboard"):
+        import_package(package, "training")
     import torch
 
     from dmcodec.config import load_config
@@ -280,8 +279,13 @@ def evaluate(  # noqa: PLR0913 (one for each flag)
     ] = None,
     search_width: SearchWidth = 1,
     recognizer: Annotated[
-        str, typer.Option(help="pocketsphinx, or a Hugging Face CTC or Whisper model.")
-    ] = "pocketsphinx",
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="best: Whisper where one is at hand, else pocketsphinx; pocketsphinx; "
+            "faster-whisper:MODEL; a CTC or Whisper MODEL: Hub name, folder, package:NAME.",
+        ),
+    ] = "best",
     processes: Annotated[
         int | None,
         typer.Option(

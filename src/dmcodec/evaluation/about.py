@@ -12,12 +12,13 @@ from typing import Literal
 from pydantic import Field
 
 from dmcodec.config import Record
-from dmcodec.evaluation.intelligibility import Normalizer, recognizer_identity
+from dmcodec.evaluation.intelligibility import Normalizer
 from dmcodec.evaluation.protocols import Protocol
-from dmcodec.evaluation.requirements import package_versions
+from dmcodec.evaluation.recognizers import recognizer_identity
 from dmcodec.evaluation.scoring import GROUPS, ScoringConfig
 from dmcodec.evaluation.speaker import speaker_model_identity
 from dmcodec.manifest import Utterance
+from dmcodec.packages import package_versions
 from dmcodec.processes import MAX_WORKERS
 
 _PACKAGES = (

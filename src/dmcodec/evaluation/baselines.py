@@ -21,8 +21,8 @@ from dmcodec.audio import (
     resample,
     write_audio,
 )
-from dmcodec.evaluation.requirements import find_program
 from dmcodec.evaluation.systems import Reconstruction, System, SystemFacts, SystemSpec
+from dmcodec.packages import find_program
 
 _TIMEOUT_S = 600
 _OPUS_FRAME_RATE = 50.0

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dmcodec.evaluation.requirements import import_package
+from dmcodec.packages import import_package
 
 WINDOW_SAMPLES = 122_880
 """What the network takes, 7.68 s at 16 kHz: shorter recordings are continued with silence."""

@@ -1,104 +1,17 @@
-"""Speech to words by a named recognizer, text normalization, and counts of word errors."""
+"""Text normalization, counts of word errors, and what a recognizer wrote when it heard nothing."""
 
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
-import numpy as np
-import torch
-
-from dmcodec.audio import Waveform, resample
-from dmcodec.evaluation.requirements import import_package, model_identity, package_versions
+from dmcodec.packages import import_package
 from dmcodec.quality import Unmeasurable
 from dmcodec.spelling import bare_words
 
 Normalizer = Literal["basic", "whisper"]
 
-_RECOGNIZER_RATE = 16_000
-_WHISPER_MAX_SAMPLES = 30 * _RECOGNIZER_RATE
-# Bounds of PocketSphinx's search, per frame. Its own (30000, all) take 1.6 times as long, most on
-# the worst speech, and gain 2 of 55 % WER (12 clips of LibriSpeech test-other and dev).
-_MAX_HMMS, _MAX_WORDS = 3000, 20
-
-
-class Recognizer(Protocol):
-    """Turns speech into text."""
-
-    def transcribe(self, waveform: Waveform, sample_rate: int) -> str:
-        """The text of a waveform [T], as the recognizer spells it; empty when it hears nothing."""
-        ...
-
-
-def load_recognizer(name: str, device: str = "cpu") -> Recognizer:
-    """The recognizer `pocketsphinx`, or a Hugging Face CTC or Whisper model by folder or name."""
-    if name == "pocketsphinx":
-        return PocketSphinx()
-    return TransformersRecognizer(name, device)
-
-
-def recognizer_identity(name: str) -> str:
-    """Program, model and versions of a recognizer, without loading it."""
-    if name == "pocketsphinx":
-        version = package_versions(("pocketsphinx",)).get(name, "")
-        search = f"at most {_MAX_HMMS} HMMs and {_MAX_WORDS} words a frame"
-        return f"pocketsphinx {version}, en-us model, {search}"
-    return f"{model_identity(name)}, greedy"
-
-
-class PocketSphinx:
-    """CMU PocketSphinx with the US-English model that its package carries; needs no network.
-
-    Far from today's recognizers: use it for differences between systems on many clips, never to
-    compare with published word error rates.
-    """
-
-    def __init__(self) -> None:
-        package = import_package("pocketsphinx", "the recognizer pocketsphinx")
-        self._decoder = package.Decoder(
-            samprate=_RECOGNIZER_RATE, maxhmmpf=_MAX_HMMS, maxwpf=_MAX_WORDS, loglevel="FATAL"
-        )
-
-    def transcribe(self, waveform: Waveform, sample_rate: int) -> str:
-        """Lower-case words, each clip by itself: the adaptation of earlier clips is forgotten."""
-        signal = resample(waveform, sample_rate, _RECOGNIZER_RATE)
-        integers = np.clip(np.round(signal * 32768), -32768, 32767).astype("<i2")
-        self._decoder.reinit_feat()
-        self._decoder.start_utt()
-        self._decoder.process_raw(integers.tobytes(), full_utt=True)
-        self._decoder.end_utt()
-        hypothesis = self._decoder.hyp()
-        return str(hypothesis.hypstr) if hypothesis is not None else ""
-
-
-class TransformersRecognizer:
-    """A Hugging Face CTC model (wav2vec 2.0, HuBERT, ...) or Whisper model, greedy search."""
-
-    def __init__(self, name: str, device: str) -> None:
-        transformers = import_package("transformers", f"the recognizer {name}")
-        config = transformers.AutoConfig.from_pretrained(name)
-        self._is_sequence_to_sequence = bool(config.is_encoder_decoder)
-        kind = (
-            transformers.AutoModelForSpeechSeq2Seq
-            if self._is_sequence_to_sequence
-            else transformers.AutoModelForCTC
-        )
-        self._model = kind.from_pretrained(name).float().to(device).eval()
-        self._processor = transformers.AutoProcessor.from_pretrained(name)
-        self._device = device
-
-    @torch.inference_mode()
-    def transcribe(self, waveform: Waveform, sample_rate: int) -> str:
-        """The text of a waveform [T]; Whisper models take at most 30 s."""
-        signal = resample(waveform, sample_rate, _RECOGNIZER_RATE)
-        if self._is_sequence_to_sequence and len(signal) > _WHISPER_MAX_SAMPLES:
-            raise Unmeasurable("recognizer: clip longer than the 30 s that the model takes")
-        inputs = self._processor(signal, sampling_rate=_RECOGNIZER_RATE, return_tensors="pt")
-        inputs = inputs.to(self._device)
-        if self._is_sequence_to_sequence:
-            ids = self._model.generate(**inputs, do_sample=False, num_beams=1)
-            return str(self._processor.batch_decode(ids, skip_special_tokens=True)[0])
-        logits = self._model(**inputs).logits  # [1, L, symbols]
-        return str(self._processor.batch_decode(logits.argmax(dim=-1))[0])
+_MAX_COMPRESSION = 2.4
 
 
 def make_normalizer(name: Normalizer) -> Callable[[str], str]:
@@ -116,6 +29,15 @@ def make_normalizer(name: Normalizer) -> Callable[[str], str]:
         normalizer: Any = module.EnglishTextNormalizer({})
         return lambda text: str(normalizer(text)).strip()
     return bare_words
+
+
+def is_repetitive(text: str) -> bool:
+    """Whether a recognizer went round in circles: the text shrinks to less than 1 / 2.4.
+
+    Reference: Radford et al. 2022, arXiv:2212.04356, sec. 4.5.
+    """
+    data = text.encode()
+    return len(data) > _MAX_COMPRESSION * len(zlib.compress(data))
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,10 @@ from torch import Tensor, nn
 
 from dmcodec.audio import Waveform, resample
 from dmcodec.codec.model import Codec, Encoded
-from dmcodec.evaluation.requirements import import_package
 from dmcodec.evaluation.systems import Reconstruction, System, SystemFacts, SystemSpec
 from dmcodec.numpy_search import check_search_width
+from dmcodec.packages import import_package
+from dmcodec.pretrained.models import find_model, import_transformers, load_weights, read_config
 
 Result = TypeVar("Result")
 
@@ -91,7 +92,7 @@ class OurCodec:
 class CodecFamily(Protocol):
     """How one family of transformers codecs is called; waveforms are [1, 1, T]."""
 
-    def __call__(self, model: Any, name: str) -> "FamilyCalls":
+    def __call__(self, model: Any, folder: Path) -> "FamilyCalls":
         """The calls of a loaded model."""
         ...
 
@@ -119,15 +120,16 @@ class TransformersCodec:
     """A codec of `_FAMILIES`, by folder or Hub name, with its first books."""
 
     def __init__(self, spec: SystemSpec, device: str) -> None:
-        transformers = import_package("transformers", f"the codec {spec.argument}")
-        config = transformers.AutoConfig.from_pretrained(spec.argument)
+        transformers = import_transformers()
+        folder = find_model(spec.argument, needs_tokenizer=False, needs_preprocessor=False)
+        config = read_config(folder)
         if config.model_type not in _FAMILIES:
             raise ValueError(
                 f"transformers:{spec.argument} is a {config.model_type!r}; codecs that are known "
                 f"here: {', '.join(_FAMILIES)} (others: folder:DIR or command:TEMPLATE)"
             )
-        model = transformers.AutoModel.from_pretrained(spec.argument).to(device).eval()
-        self._calls = _FAMILIES[config.model_type](model, spec.argument)
+        model = load_weights(transformers.AutoModel, folder, device)
+        self._calls = _FAMILIES[config.model_type](model, folder)
         first, self._books = _book_range(spec, self._calls.num_codebooks)
         if first:
             raise ValueError(f"{spec.name}: of transformers codecs only books from 1 on: @1:N")
@@ -172,7 +174,7 @@ class TransformersCodec:
         )
 
 
-def _encodec(model: Any, name: str) -> FamilyCalls:
+def _encodec(model: Any, folder: Path) -> FamilyCalls:
     config = model.config
     bits = log2(config.codebook_size)
 
@@ -206,7 +208,7 @@ def _encodec(model: Any, name: str) -> FamilyCalls:
     )
 
 
-def _dac(model: Any, name: str) -> FamilyCalls:
+def _dac(model: Any, folder: Path) -> FamilyCalls:
     config = model.config
 
     def encode(waveform: Tensor, books: int) -> tuple[Tensor, Any]:
@@ -222,7 +224,7 @@ def _dac(model: Any, name: str) -> FamilyCalls:
     )
 
 
-def _mimi(model: Any, name: str) -> FamilyCalls:
+def _mimi(model: Any, folder: Path) -> FamilyCalls:
     config = model.config
 
     def encode(waveform: Tensor, books: int) -> tuple[Tensor, Any]:
@@ -242,7 +244,7 @@ def _mimi(model: Any, name: str) -> FamilyCalls:
     )
 
 
-def _xcodec(model: Any, name: str) -> FamilyCalls:
+def _xcodec(model: Any, folder: Path) -> FamilyCalls:
     config = model.config
 
     def encode(waveform: Tensor, books: int) -> tuple[Tensor, Any]:
@@ -259,21 +261,20 @@ def _xcodec(model: Any, name: str) -> FamilyCalls:
     )
 
 
-def _xcodec2(model: Any, name: str) -> FamilyCalls:
+def _xcodec2(model: Any, folder: Path) -> FamilyCalls:
     config = model.config
-    return _with_features(model, name, config.sampling_rate, config.hop_length)
+    return _with_features(model, folder, config.sampling_rate, config.hop_length)
 
 
-def _neucodec(model: Any, name: str) -> FamilyCalls:
+def _neucodec(model: Any, folder: Path) -> FamilyCalls:
     config = model.config
-    return _with_features(model, name, config.input_sampling_rate, config.encoder_hop_length)
+    return _with_features(model, folder, config.input_sampling_rate, config.encoder_hop_length)
 
 
-def _with_features(model: Any, name: str, sample_rate: int, hop_length: int) -> FamilyCalls:
+def _with_features(model: Any, folder: Path, sample_rate: int, hop_length: int) -> FamilyCalls:
     """Codecs of one book whose encoder also takes the features of an extractor."""
-    transformers = import_package("transformers", f"the codec {name}")
     import_package("torchaudio", f"the feature extractor of {model.config.model_type}")
-    extractor = transformers.AutoFeatureExtractor.from_pretrained(name)
+    extractor = import_transformers().AutoFeatureExtractor.from_pretrained(folder)
 
     def encode(waveform: Tensor, books: int) -> tuple[Tensor, Any]:
         inputs = extractor(

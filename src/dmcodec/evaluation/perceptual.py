@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from dmcodec.audio import Waveform, resample
-from dmcodec.evaluation.requirements import import_package
+from dmcodec.packages import import_package
 from dmcodec.quality import Unmeasurable, require_sound, run_pesq, run_stoi
 
 _DNSMOS_RATE = 16_000

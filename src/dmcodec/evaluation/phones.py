@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,75 +9,55 @@ from numpy.typing import NDArray
 from dmcodec.audio import Waveform, resample
 from dmcodec.config import parse_json
 from dmcodec.evaluation.intelligibility import make_normalizer
-from dmcodec.evaluation.requirements import import_package
+from dmcodec.pretrained.sphinx import FRAMES_PER_S, Sphinx, SphinxError, SpokenPhone
 from dmcodec.quality import Unmeasurable
 
 _RATE = 16_000
-_FRAMES_PER_S = 100
 NOT_SPEECH = -1
 """Label of frames without a phone: silence and noise."""
-
-
-@dataclass(frozen=True)
-class Phone:
-    """One phone (CMU symbols); times count frames of 10 ms."""
-
-    name: str
-    start: int
-    num_frames: int
 
 
 class PhoneAligner:
     """Aligns texts whose words are all in the CMU dictionary."""
 
     def __init__(self) -> None:
-        package = import_package("pocketsphinx", "phone alignment")
         # With its best-path search the second pass fails on most clips.
-        self._decoder = package.Decoder(samprate=_RATE, loglevel="FATAL", lm=None, bestpath=False)
+        self._sphinx = Sphinx("phone alignment", {"lm": None, "bestpath": False})
         self._normalize = make_normalizer("basic")
 
-    def align(self, waveform: Waveform, sample_rate: int, text: str) -> list[Phone]:
+    def align(self, waveform: Waveform, sample_rate: int, text: str) -> list[SpokenPhone]:
         """The phones of a waveform [T] that says `text`, silence included.
 
         Unmeasurable when a word is unknown or the alignment fails.
         """
         words = self._normalize(text).split()
-        unknown = [word for word in words if self._decoder.lookup_word(word) is None]
+        unknown = [word for word in words if not self._sphinx.knows(word)]
         if unknown or not words:
             raise Unmeasurable(f"phones: no pronunciation of {unknown[:1] or 'an empty text'}")
-        signal = resample(waveform, sample_rate, _RATE)
-        data = np.clip(np.round(signal * 32768), -32768, 32767).astype("<i2").tobytes()
         try:
-            self._decoder.set_align_text(" ".join(words))
-            self._decoder.reinit_feat()
-            self._pass(data)
-            self._decoder.set_alignment()
-            self._pass(data)
-        except RuntimeError as problem:
+            return self._sphinx.align_phones(resample(waveform, sample_rate, _RATE), words)
+        except SphinxError as problem:
             raise Unmeasurable("phones: the text could not be aligned") from problem
-        return [Phone(p.name, p.start, p.duration) for p in self._decoder.get_alignment().phones()]
-
-    def _pass(self, data: bytes) -> None:
-        self._decoder.start_utt()
-        self._decoder.process_raw(data, full_utt=True)
-        self._decoder.end_utt()
 
 
-def dump_phones(phones: Sequence[Phone]) -> str:
+def dump_phones(phones: Sequence[SpokenPhone]) -> str:
     """Phones as JSON, for the cache."""
     return json.dumps([[p.name, p.start, p.num_frames] for p in phones])
 
 
-def load_phones(text: str) -> list[Phone]:
+def load_phones(text: str) -> list[SpokenPhone]:
     """The inverse of `dump_phones`."""
     try:
-        return [Phone(str(name), int(start), int(count)) for name, start, count in parse_json(text)]
+        return [
+            SpokenPhone(str(name), int(start), int(count))
+            for name, start, count in parse_json(text)
+        ]
     except (ValueError, TypeError) as error:
         raise ValueError(f"phones in the cache are damaged, remove it: {error}") from error
 
 
 def label_frames(
-    phones: Sequence[Phone], inventory: dict[str, int], frame_rate: float, num_frames: int
+    phones: Sequence[SpokenPhone], inventory: dict[str, int], frame_rate: float, num_frames: int
 ) -> NDArray[np.int64]:
     """The number of the phone at the middle of each code frame [L]; NOT_SPEECH elsewhere.
 
@@ -89,7 +68,7 @@ def label_frames(
         num_frames: L.
     """
     labels = np.full(num_frames, NOT_SPEECH, dtype=np.int64)
-    middles = (np.arange(num_frames) + 0.5) / frame_rate * _FRAMES_PER_S
+    middles = (np.arange(num_frames) + 0.5) / frame_rate * FRAMES_PER_S
     for phone in phones:
         if phone.name.isalpha() and phone.name != "SIL":  # noise is written +SPN+
             inside = (middles >= phone.start) & (middles < phone.start + phone.num_frames)

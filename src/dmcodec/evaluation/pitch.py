@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dmcodec.audio import Waveform
-from dmcodec.evaluation.requirements import import_package
+from dmcodec.packages import import_package
 from dmcodec.quality import Unmeasurable
 
 _F0_MIN_HZ, _F0_MAX_HZ = 60.0, 400.0

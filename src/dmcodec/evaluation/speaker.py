@@ -1,6 +1,7 @@
 """Whether it still sounds like the same person: cosine similarity of speaker embeddings."""
 
 import warnings
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -8,7 +9,13 @@ import torch
 from numpy.typing import NDArray
 
 from dmcodec.audio import Waveform, resample
-from dmcodec.evaluation.requirements import import_package, model_identity, package_versions
+from dmcodec.packages import import_package, package_versions
+from dmcodec.pretrained.models import (
+    find_model,
+    import_transformers,
+    load_weights,
+    model_identity,
+)
 from dmcodec.quality import Unmeasurable
 
 _MODEL_RATE = 16_000
@@ -34,7 +41,14 @@ def speaker_model_identity(name: str) -> str:
     """Model and versions of a speaker model, without loading it."""
     if name == "resemblyzer":
         return f"Resemblyzer {package_versions(('Resemblyzer',)).get('Resemblyzer', '')}"
-    return model_identity(name)
+    version = package_versions(("transformers",)).get("transformers", "not installed")
+    return f"{model_identity(name)}, transformers {version}"
+
+
+def check_speaker_model(name: str) -> None:
+    """Raises FileNotFoundError for a model that cannot be had."""
+    if name != "resemblyzer":
+        _find(name)
 
 
 def cosine_similarity(first: NDArray[np.float32], second: NDArray[np.float32]) -> float:
@@ -76,10 +90,9 @@ class TransformersSpeakerModel:
     """A Hugging Face model with an x-vector head."""
 
     def __init__(self, name: str, device: str) -> None:
-        transformers = import_package("transformers", f"the speaker model {name}")
-        self._model = transformers.AutoModelForAudioXVector.from_pretrained(name)
-        self._model = self._model.float().to(device).eval()
-        self._extractor = transformers.AutoFeatureExtractor.from_pretrained(name)
+        transformers, folder = import_transformers(), _find(name)
+        self._model = load_weights(transformers.AutoModelForAudioXVector, folder, device)
+        self._extractor = transformers.AutoFeatureExtractor.from_pretrained(folder)
         self._device = device
 
     @torch.inference_mode()
@@ -91,3 +104,7 @@ class TransformersSpeakerModel:
         inputs = self._extractor(signal, sampling_rate=_MODEL_RATE, return_tensors="pt")
         embedding = self._model(**inputs.to(self._device)).embeddings[0]
         return np.asarray(embedding.float().cpu().numpy(), dtype=np.float32)
+
+
+def _find(name: str) -> Path:
+    return find_model(name, needs_tokenizer=False, needs_preprocessor=True)

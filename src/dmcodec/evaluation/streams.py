@@ -9,17 +9,17 @@ from dmcodec.audio import SAMPLE_RATE, read_audio
 from dmcodec.evaluation.codes import PhoneInformation, book_statistics, phone_information
 from dmcodec.evaluation.phones import (
     NOT_SPEECH,
-    Phone,
     PhoneAligner,
     dump_phones,
     label_frames,
     load_phones,
 )
-from dmcodec.evaluation.requirements import package_versions, why_unavailable
 from dmcodec.evaluation.storage import CachedScores, SoundRecord, Workspace, hash_text
 from dmcodec.evaluation.summary import CodesSummary
 from dmcodec.evaluation.systems import ORIGINAL, SystemFacts
 from dmcodec.manifest import Utterance
+from dmcodec.packages import package_versions, why_unavailable
+from dmcodec.pretrained.sphinx import SpokenPhone
 from dmcodec.quality import Unmeasurable
 
 logger = logging.getLogger(__name__)
@@ -30,7 +30,7 @@ def align_originals(
     sounds: Mapping[tuple[str, str], SoundRecord],
     workspace: Workspace,
     progress: Callable[[int, int], None],
-) -> dict[str, list[Phone]]:
+) -> dict[str, list[SpokenPhone]]:
     """Phones of the clips that have a text and can be aligned, from the cache where possible.
 
     Without PocketSphinx there are none.
@@ -72,7 +72,7 @@ def summarize_codes(
     name: str,
     facts: SystemFacts,
     sounds: Mapping[tuple[str, str], SoundRecord],
-    phones: Mapping[str, Sequence[Phone]],
+    phones: Mapping[str, Sequence[SpokenPhone]],
     workspace: Workspace,
     seed: int,
 ) -> CodesSummary:

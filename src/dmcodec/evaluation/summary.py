@@ -10,6 +10,7 @@ from dmcodec.audio import samples_to_seconds
 from dmcodec.config import Record
 from dmcodec.evaluation.about import EvaluationConfig
 from dmcodec.evaluation.codes import BookStatistics, PhoneInformation
+from dmcodec.evaluation.intelligibility import is_repetitive
 from dmcodec.evaluation.measures import MEASURES, Measure
 from dmcodec.evaluation.reconstruct import SystemRun
 from dmcodec.evaluation.rows import Row, components
@@ -44,13 +45,16 @@ class SystemSummary(Record):
 
     `measured_kbps` counts what carries the speech, over all clips. Real-time factors are seconds
     of work per second of speech, on one thread. `failed` gives id -> reason of clips that did not
-    go through. `codes` is None for systems without codebooks.
+    go through. `num_unheard` and `num_repetitive` count clips for which the recognizer wrote
+    nothing, or went round in circles. `codes` is None for systems without codebooks.
     """
 
     name: str
     facts: SystemFacts
     num_clips: int
     num_silent: int
+    num_unheard: int = 0
+    num_repetitive: int = 0
     failed: dict[str, str]
     measured_kbps: float | None
     encode_rtf: float | None
@@ -132,6 +136,8 @@ def summarize(
                 facts=run.facts,
                 num_clips=len(own) - len(run.failures),
                 num_silent=sum(row.is_silent for row in own),
+                num_unheard=sum(row.transcript == "" for row in own),
+                num_repetitive=sum(is_repetitive(row.transcript or "") for row in own),
                 failed=run.failures,
                 measured_kbps=measured_kbps(own),
                 encode_rtf=encode_rtf,

@@ -173,8 +173,8 @@ def parse_systems(
 def open_system(spec: SystemSpec, device: str = "cpu") -> System:
     """The system of a specification, loaded and ready.
 
-    Raises FileNotFoundError or ValueError (MissingPackage) with what to do when a file, program or
-    package is not there.
+    Raises FileNotFoundError, ValueError or MissingPackage with what to do when a file, program or
+    package is not there or not whole.
     """
     match spec.kind:
         case "dmcodec" | "published" | "transformers":

@@ -127,12 +127,17 @@ def missing_notes(summary: Summary) -> list[str]:
     alike: dict[tuple[tuple[str, ...], str, int], list[str]] = {}
     for (name, reason, count), measures in lacking.items():
         alike.setdefault((tuple(measures), reason, count), []).append(name)
-    silent = [
-        f"{s.num_silent} reconstructions of {s.name} are silent: the low end of the scales"
+    counted = [
+        f"{count} {what}"
         for s in summary.systems
-        if s.num_silent
+        for count, what in (
+            (s.num_silent, f"reconstructions of {s.name} are silent: the low end of the scales"),
+            (s.num_unheard, f"clips of {s.name} gave the recognizer no word: all are deletions"),
+            (s.num_repetitive, f"clips of {s.name} made the recognizer repeat itself: scored so"),
+        )
+        if count
     ]
-    return silent + [
+    return counted + [
         f"{', '.join(MEASURES[m].label for m in measures)} missing for {count} clips of "
         f"{_list_systems(names, summary)}: {reason}"
         for (measures, reason, count), names in alike.items()

@@ -20,6 +20,8 @@ import torch
 from dmcodec.audio import remove_dc
 from dmcodec.config import Record
 from dmcodec.manifest import Utterance
+from dmcodec.pretrained.models import find_model
+from dmcodec.pretrained.whisper import model_width
 from dmcodec.processes import check_count, end_with_parent
 from dmcodec.sources import read_utterance
 from dmcodec.storage import lock_folder, write_whole
@@ -132,9 +134,7 @@ def extract(
     check_count("the number of processes", num_processes)
     if shard_size < 1:
         raise ValueError(f"shard size ({shard_size}) starts at 1")
-    info = StoreInfo(
-        teacher_settings(config, frames), teacher_models(config), _feature_dim(config, frames)
-    )
+    info = StoreInfo(teacher_settings(config, frames), teacher_models(config), _feature_dim(config))
     with lock_folder(folder):
         create_store(folder, info)
         return _fill(
@@ -264,14 +264,12 @@ def describe(teacher: Teacher, frames: CodecFrames, utterance: Utterance) -> Sto
     return StoredUtterance(utterance.id, track, words)
 
 
-def _feature_dim(config: TeacherConfig, frames: CodecFrames) -> int:
-    """H, from the model's configuration alone."""
-    from dmcodec.teachers.hub import find_model, import_transformers
-
+def _feature_dim(config: TeacherConfig) -> int:
+    """H, from the model's files without its weights."""
     is_text = isinstance(config, TextTeacherConfig)
     name = config.language_model if isinstance(config, TextTeacherConfig) else config.model
     folder = find_model(name, needs_tokenizer=is_text, needs_preprocessor=not is_text)
-    return int(import_transformers().AutoConfig.from_pretrained(folder).hidden_size)
+    return model_width(folder)
 
 
 def _write_failed(path: Path, failed: dict[str, str]) -> None:

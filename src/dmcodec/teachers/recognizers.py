@@ -11,6 +11,9 @@ import numpy as np
 import torch
 
 from dmcodec.audio import Waveform
+from dmcodec.pretrained.models import find_model, import_transformers, load_weights
+from dmcodec.pretrained.sphinx import Sphinx, SphinxError
+from dmcodec.pretrained.whisper import load_processor, load_whisper
 from dmcodec.spelling import bare_words
 from dmcodec.teachers.alignment import (
     TIME_RATE,
@@ -21,12 +24,6 @@ from dmcodec.teachers.alignment import (
     convolution_grid,
 )
 from dmcodec.teachers.ctc import SymbolSpan, align_symbols, best_path
-from dmcodec.teachers.hub import (
-    find_model,
-    import_or_explain,
-    import_transformers,
-    load_weights,
-)
 from dmcodec.teachers.words import GivenWords, SttConfig, WordFinder, read_word_times
 
 # Chosen by us: pauses inside a phrase are shorter than this, those between phrases longer.
@@ -145,22 +142,27 @@ class CtcFinder:
 
 
 class WhisperFinder:
-    """A Hugging Face Whisper model with word timestamps from its cross attention."""
+    """A Whisper model with word times from its cross attention.
+
+    Its words follow each other without gaps: a pause belongs to a word beside it.
+    """
 
     def __init__(self, name: str, language: str | None = None, device: str = "cpu") -> None:
         transformers = import_transformers()
         folder = find_model(name, needs_tokenizer=True, needs_preprocessor=True)
-        model = load_weights(transformers.AutoModelForSpeechSeq2Seq, folder, device)
+        model = load_whisper(folder, device)
         if getattr(model.generation_config, "alignment_heads", None) is None:
             raise ValueError(
-                f"the Whisper model {name!r} has no alignment_heads in generation_config.json, "
-                "which word timestamps need; take one from the openai organisation, or add them"
+                f"the Whisper model {name!r} has no alignment_heads in generation_config.json (or "
+                "CTranslate2's config.json), which word times need; take one from the openai "
+                "organisation, or add them"
             )
+        processor = load_processor(folder)
         self._pipeline = transformers.pipeline(
             "automatic-speech-recognition",
             model=model,
-            tokenizer=transformers.AutoTokenizer.from_pretrained(folder),
-            feature_extractor=transformers.AutoFeatureExtractor.from_pretrained(folder),
+            tokenizer=processor.tokenizer,
+            feature_extractor=processor.feature_extractor,
             device=device,
         )
         self._options = {} if language is None else {"language": language}
@@ -199,21 +201,17 @@ def _inside(time_s: float, num_samples: int) -> int:
 
 
 class PocketSphinxFinder:
-    """CMU PocketSphinx with the US-English model that its package carries; needs no network."""
+    """Words by PocketSphinx (US English), or their times where the text is known."""
 
     def __init__(self, *, use_transcripts: bool = False) -> None:
-        package = import_or_explain("pocketsphinx", "word times by pocketsphinx")
-        self._decoder = package.Decoder(samprate=TIME_RATE, loglevel="FATAL")
-        self._recognition = self._decoder.current_search()
-        self._frame_samples = TIME_RATE / self._decoder.config["frate"]
+        self._sphinx = Sphinx("the teacher's word times by pocketsphinx")
         self._use_transcripts = use_transcripts
 
     def find(self, waveform: Waveform, text: str | None, utterance_id: str) -> list[Word]:
         """Recognized words, or those of `text`, each clip by itself."""
         if self._use_transcripts and text is not None:
             return self._align(waveform, text.split())
-        self._decoder.activate_search(self._recognition)
-        return [Word(*entry) for entry in self._decode(waveform)]
+        return [Word(*word) for word in self._sphinx.recognize(waveform)]
 
     def _align(self, waveform: Waveform, texts: Sequence[str]) -> list[Word]:
         spoken = [self._known(text) for text in texts]
@@ -221,13 +219,9 @@ class PocketSphinxFinder:
         if not wanted:
             return [Word(text) for text in texts]
         try:
-            self._decoder.set_align_text(" ".join(wanted))
-            entries = self._decode(waveform)
-        except RuntimeError as error:
-            raise AlignmentError(f"pocketsphinx: {error}") from error
-        if [entry[0] for entry in entries] != wanted:
-            raise AlignmentError("pocketsphinx found no way to lay the text over the recording")
-        times = iter(entries)
+            times = iter(self._sphinx.align(waveform, wanted))
+        except SphinxError as error:
+            raise AlignmentError(str(error)) from error
         return [
             Word(text, *next(times)[1:]) if form else Word(text)
             for text, form in zip(texts, spoken, strict=True)
@@ -236,28 +230,9 @@ class PocketSphinxFinder:
     def _known(self, text: str) -> str:
         """A word that the dictionary has now; empty when it cannot be pronounced."""
         form = spoken_form(text)
-        if form and self._decoder.lookup_word(form) is None:
+        if form and not self._sphinx.knows(form):
             sounds = " ".join(_SOUNDS[letter] for letter in form if letter in _SOUNDS)
             if not sounds or not form.isascii():
                 return ""
-            self._decoder.add_word(form, sounds.replace("-", " "), True)
+            self._sphinx.learn(form, sounds.replace("-", " "))
         return form
-
-    def _decode(self, waveform: Waveform) -> list[tuple[str, float, float]]:
-        """Words with start and end in samples, without silence, noise and sentence marks."""
-        integers = np.clip(np.round(waveform * 32768), -32768, 32767).astype("<i2")
-        self._decoder.reinit_feat()
-        self._decoder.start_utt()
-        self._decoder.process_raw(integers.tobytes(), full_utt=True)
-        self._decoder.end_utt()
-        if self._decoder.hyp() is None:
-            return []
-        return [
-            (
-                segment.word.split("(")[0],
-                segment.start_frame * self._frame_samples,
-                (segment.end_frame + 1) * self._frame_samples,
-            )
-            for segment in self._decoder.seg()
-            if segment.word[0] not in "<[+"
-        ]

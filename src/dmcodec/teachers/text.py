@@ -17,6 +17,7 @@ from torch import Tensor
 
 from dmcodec.audio import Waveform
 from dmcodec.config import Record
+from dmcodec.pretrained.models import find_model, import_transformers, load_weights, model_hash
 from dmcodec.teachers.alignment import (
     Alignment,
     AlignmentError,
@@ -29,7 +30,6 @@ from dmcodec.teachers.alignment import (
     shuffle_vectors,
     token_track,
 )
-from dmcodec.teachers.hub import find_model, import_transformers, load_weights, model_hash
 from dmcodec.teachers.recognizers import load_word_finder
 from dmcodec.teachers.words import SttConfig
 

