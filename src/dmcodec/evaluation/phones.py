@@ -1,4 +1,4 @@
-"""Which phone is spoken when: forced alignment of a known text by PocketSphinx."""
+"""Which phones a text has, and when each is spoken: PocketSphinx's dictionary and alignment."""
 
 import json
 from collections.abc import Sequence
@@ -36,15 +36,24 @@ class PhoneAligner:
         self._decoder = package.Decoder(samprate=_RATE, loglevel="FATAL", lm=None, bestpath=False)
         self._normalize = make_normalizer("basic")
 
+    def pronounce(self, text: str) -> tuple[str, ...]:
+        """The phones of a text, each word as the dictionary has it first, without silences.
+
+        Unmeasurable when a word is unknown or there is none.
+        """
+        found = [(word, self._decoder.lookup_word(word)) for word in self._normalize(text).split()]
+        unknown = [word for word, phones in found if phones is None]
+        if unknown or not found:
+            raise Unmeasurable(f"phones: no pronunciation of {unknown[:1] or 'an empty text'}")
+        return tuple(phone for _, phones in found for phone in phones.split())
+
     def align(self, waveform: Waveform, sample_rate: int, text: str) -> list[Phone]:
         """The phones of a waveform [T] that says `text`, silence included.
 
         Unmeasurable when a word is unknown or the alignment fails.
         """
+        self.pronounce(text)
         words = self._normalize(text).split()
-        unknown = [word for word in words if self._decoder.lookup_word(word) is None]
-        if unknown or not words:
-            raise Unmeasurable(f"phones: no pronunciation of {unknown[:1] or 'an empty text'}")
         signal = resample(waveform, sample_rate, _RATE)
         data = np.clip(np.round(signal * 32768), -32768, 32767).astype("<i2").tobytes()
         try:
