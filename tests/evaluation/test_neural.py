@@ -45,6 +45,20 @@ def test_a_range_may_leave_the_first_books_out(codec_folder: Path, speech: np.nd
     np.testing.assert_array_equal(result.waveform, codec.decode(encoded)[0].numpy())
 
 
+def test_code_vectors_are_the_sum_of_the_chosen_books(
+    codec_folder: Path, speech: np.ndarray
+) -> None:
+    codec = Codec.from_pretrained(codec_folder)
+    clip = speech[:8_000]
+    codes = codec.encode(clip).codes[0]
+    books = codec.quantizer.codebooks
+
+    vectors = open_text(f"x=dmcodec:{codec_folder}@2:3").code_vectors(clip, 16_000)  # type: ignore[attr-defined]
+
+    expected = books[1][codes[1]] + books[2][codes[2]]
+    np.testing.assert_allclose(vectors, expected.numpy(), atol=1e-6)
+
+
 def test_identity_changes_with_weights_and_books(codec_folder: Path, tmp_path: Path) -> None:
     codec = Codec.from_pretrained(codec_folder)
     with torch.no_grad():
@@ -192,6 +206,10 @@ def test_codecs_of_transformers_run_at_their_own_rate(
     assert result.codes.shape[1] == pytest.approx(frame_rate, abs=1)  # of one second
     assert result.num_bits == result.codes.size * bits
     assert len(result.waveform) == pytest.approx(rate, rel=0.05)
+    # The vectors are what a frame's codes stand for: one vector for each different frame of codes.
+    vectors = system.code_vectors(clip, 16_000)  # type: ignore[attr-defined]
+    assert len(vectors) == result.codes.shape[1]
+    assert len(np.unique(vectors, axis=0)) == len(np.unique(result.codes, axis=1).T)
 
 
 def test_encodec_with_all_books_is_the_model_called_directly(

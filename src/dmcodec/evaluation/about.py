@@ -13,6 +13,7 @@ from pydantic import Field
 
 from dmcodec.config import Record
 from dmcodec.evaluation.intelligibility import Normalizer
+from dmcodec.evaluation.probe import RECIPE
 from dmcodec.evaluation.protocols import Protocol
 from dmcodec.evaluation.recognizers import recognizer_identity
 from dmcodec.evaluation.scoring import GROUPS, ScoringConfig
@@ -100,6 +101,8 @@ def describe(
         "recognizer": recognizer_identity(config.scoring.recognizer)
         + f"; text normalizer: {config.normalizer}",
         "speaker model": speaker_model_identity(config.scoring.speaker_model),
+        "probe of codes": f"{RECIPE}; on at most {config.scoring.content_minutes:g} min of "
+        + ", ".join(path.name for path in config.scoring.content_train),
         "intervals": f"{config.confidence:.0%} bootstrap percentiles, {config.num_resamples} "
         f"resamples of {config.resample}s, seed {config.seed}",
         "versions": ", ".join(
@@ -111,6 +114,8 @@ def describe(
     }
     if lost:
         about["left out"] = f"{len(lost)} originals that could not be read"
+    if "content" not in config.measures or not config.scoring.content_train:
+        del about["probe of codes"]
     for group, key in (("words", "recognizer"), ("speaker", "speaker model")):
         if group not in config.measures:
             del about[key]

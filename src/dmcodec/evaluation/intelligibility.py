@@ -64,6 +64,10 @@ class ErrorCounts:
         """Words or characters of the hypothesis."""
         return self.hits + self.substitutions + self.insertions
 
+    def as_tuple(self) -> tuple[int, int, int, int]:
+        """Hits, substitutions, deletions, insertions."""
+        return self.hits, self.substitutions, self.deletions, self.insertions
+
     @property
     def error_rate(self) -> float:
         """Errors per word (or character) of the reference; may exceed 1."""

@@ -51,6 +51,7 @@ _ALL = (
     _rate("cer", "CER", "character errors per character of the transcript"),
     _rate("wer_own", "WER own", "word errors against the recognizer's words for the original"),
     _rate("cer_own", "CER own", "character errors against the recognizer's text of the original"),
+    _rate("content_per", "PER of codes", "phone errors of a small probe that reads the codes"),
     Measure("distillmos", "DistillMOS", "higher", 2, "DistillMOS, no reference"),
     Measure("visqol", "ViSQOL", "higher", 2, "ViSQOL v3, speech mode at 16 kHz, lattice mapper"),
     Measure("visqol_audio", "ViSQOL audio", "higher", 2, "ViSQOL v3, audio mode at 48 kHz"),

@@ -13,6 +13,7 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from dmcodec.audio import Waveform, resample
@@ -88,6 +89,14 @@ class OurCodec:
         num_bits = round(codes.size * self._bits_per_code)
         return Reconstruction(decoded[0].cpu().numpy(), rate, num_bits, codes, encode_s, decode_s)
 
+    def code_vectors(self, waveform: Waveform, sample_rate: int) -> NDArray[np.float32]:
+        """The sum of the code vectors of the chosen books, [L, D], of a waveform [T]."""
+        signal = resample(waveform, sample_rate, self._codec.config.sample_rate)
+        encoded = self._codec.encode(signal, num_codebooks=self._stop)
+        chosen = encoded.select_codebooks(self._first, self._stop)
+        vectors = self._codec.quantizer.decode(chosen.codes, self._first)  # [1, D, L]
+        return np.asarray(vectors[0].t().float().cpu().numpy())
+
 
 class CodecFamily(Protocol):
     """How one family of transformers codecs is called; waveforms are [1, 1, T]."""
@@ -104,6 +113,7 @@ class FamilyCalls:
     output_rate: of decoded waveforms; None when it is `sample_rate`.
     encode: (waveform [1, C, T], number of books) to codes [K, L] and whatever decode needs.
     decode: what encode gave, to [1, C, T'].
+    vectors: codes [1, K, L] to the vectors that the decoder gets for them, [1, D, L].
     """
 
     sample_rate: int
@@ -112,6 +122,7 @@ class FamilyCalls:
     frame_rate: float
     encode: Callable[[Tensor, int], tuple[Tensor, Any]]
     decode: Callable[[Any], Tensor]
+    vectors: Callable[[Tensor], Tensor]
     num_channels: int = 1
     output_rate: int | None = None
 
@@ -157,8 +168,7 @@ class TransformersCodec:
         self, waveform: Waveform, sample_rate: int, utterance_id: str
     ) -> Reconstruction:
         """Encodes and decodes; stereo models get the same signal twice, their mean is kept."""
-        signal = torch.from_numpy(resample(waveform, sample_rate, self._rate)).to(self._device)
-        batch = signal.expand(1, self._calls.num_channels, -1)  # [1, C, T]
+        batch = self._as_batch(waveform, sample_rate)
         (codes, state), encode_s = _timed(
             lambda: self._calls.encode(batch, self._books), self._device
         )
@@ -172,6 +182,17 @@ class TransformersCodec:
             encode_s,
             decode_s,
         )
+
+    @torch.inference_mode()
+    def code_vectors(self, waveform: Waveform, sample_rate: int) -> NDArray[np.float32]:
+        """What the decoder gets for the codes of the chosen books, [L, D], of a waveform [T]."""
+        codes, _ = self._calls.encode(self._as_batch(waveform, sample_rate), self._books)
+        return np.asarray(self._calls.vectors(codes[None])[0].t().float().cpu().numpy())
+
+    def _as_batch(self, waveform: Waveform, sample_rate: int) -> Tensor:
+        """A waveform [T] as [1, C, T] at the codec's rate."""
+        signal = torch.from_numpy(resample(waveform, sample_rate, self._rate)).to(self._device)
+        return signal.expand(1, self._calls.num_channels, -1)
 
 
 def _encodec(model: Any, folder: Path) -> FamilyCalls:
@@ -204,6 +225,7 @@ def _encodec(model: Any, folder: Path) -> FamilyCalls:
         config.frame_rate,
         encode,
         decode,
+        lambda codes: model.quantizer.decode(codes.transpose(0, 1)),
         config.audio_channels,
     )
 
@@ -220,7 +242,13 @@ def _dac(model: Any, folder: Path) -> FamilyCalls:
 
     frame_rate = config.sampling_rate / config.hop_length
     return FamilyCalls(
-        config.sampling_rate, config.n_codebooks, config.codebook_size, frame_rate, encode, decode
+        config.sampling_rate,
+        config.n_codebooks,
+        config.codebook_size,
+        frame_rate,
+        encode,
+        decode,
+        lambda codes: model.quantizer.from_codes(codes)[0],
     )
 
 
@@ -241,6 +269,7 @@ def _mimi(model: Any, folder: Path) -> FamilyCalls:
         config.frame_rate,
         encode,
         decode,
+        model.quantizer.decode,
     )
 
 
@@ -257,7 +286,13 @@ def _xcodec(model: Any, folder: Path) -> FamilyCalls:
 
     frame_rate = config.sample_rate / config.hop_length
     return FamilyCalls(
-        config.sample_rate, config.num_quantizers, config.codebook_size, frame_rate, encode, decode
+        config.sample_rate,
+        config.num_quantizers,
+        config.codebook_size,
+        frame_rate,
+        encode,
+        decode,
+        lambda codes: model.quantizer.decode(codes.transpose(0, 1)),
     )
 
 
@@ -293,6 +328,7 @@ def _with_features(model: Any, folder: Path, sample_rate: int, hop_length: int) 
         sample_rate / hop_length,
         encode,
         decode,
+        lambda codes: model.quantizer.from_codes(codes.transpose(1, 2)).transpose(1, 2),
         output_rate=getattr(model.config, "output_sampling_rate", sample_rate),
     )
 

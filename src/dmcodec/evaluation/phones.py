@@ -1,4 +1,4 @@
-"""Which phone is spoken when: forced alignment of a known text by PocketSphinx."""
+"""Which phones a text has, and when each is spoken: PocketSphinx's dictionary and alignment."""
 
 import json
 from collections.abc import Sequence
@@ -25,15 +25,25 @@ class PhoneAligner:
         self._sphinx = Sphinx("phone alignment", {"lm": None, "bestpath": False})
         self._normalize = make_normalizer("basic")
 
+    def pronounce(self, text: str) -> tuple[str, ...]:
+        """The phones of a text, each word as the dictionary has it first, without silences.
+
+        Unmeasurable when a word is unknown or there is none.
+        """
+        found = {word: self._sphinx.pronounce(word) for word in self._normalize(text).split()}
+        unknown = [word for word, phones in found.items() if phones is None]
+        if unknown or not found:
+            raise Unmeasurable(f"phones: no pronunciation of {unknown[:1] or 'an empty text'}")
+        words = self._normalize(text).split()
+        return tuple(phone for word in words for phone in found[word] or ())
+
     def align(self, waveform: Waveform, sample_rate: int, text: str) -> list[SpokenPhone]:
         """The phones of a waveform [T] that says `text`, silence included.
 
         Unmeasurable when a word is unknown or the alignment fails.
         """
+        self.pronounce(text)
         words = self._normalize(text).split()
-        unknown = [word for word in words if not self._sphinx.knows(word)]
-        if unknown or not words:
-            raise Unmeasurable(f"phones: no pronunciation of {unknown[:1] or 'an empty text'}")
         try:
             return self._sphinx.align_phones(resample(waveform, sample_rate, _RATE), words)
         except SphinxError as problem:

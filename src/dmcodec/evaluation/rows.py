@@ -18,8 +18,8 @@ class Row(Record):
     """What is known of one clip of one system.
 
     `scores` holds what could be computed, `missing` the reason for everything else that was asked
-    for. `counts` are hits, substitutions, deletions and insertions of `wer`, `cer`, `wer_own` and
-    `cer_own`. Samples are at 16 kHz.
+    for. `counts` are hits, substitutions, deletions and insertions of `wer`, `cer`, `wer_own`,
+    `cer_own` and `content_per`. Samples are at 16 kHz.
     """
 
     system: str
@@ -79,6 +79,8 @@ def make_row(
         elif group != "words":
             scores |= result.values
             missing |= result.missing
+            if result.counts is not None:
+                counts |= dict.fromkeys(result.values, result.counts)
         elif result.text is None:
             missing |= dict.fromkeys(_WORD_MEASURES, result.missing["transcript"])
         elif words is not None:
@@ -128,13 +130,9 @@ def _count_words(
             continue
         for unit, errors in (("wer", in_words), ("cer", in_characters)):
             scores[unit + suffix] = errors.error_rate
-            counts[unit + suffix] = _as_tuple(errors)
+            counts[unit + suffix] = errors.as_tuple()
         if not suffix:
             scores["wil"] = in_words.information_lost
-
-
-def _as_tuple(errors: ErrorCounts) -> tuple[int, int, int, int]:
-    return errors.hits, errors.substitutions, errors.deletions, errors.insertions
 
 
 def components(row: Row, measure: Measure) -> tuple[float, float, float] | None:

@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 
 from dmcodec.evaluation.about import EvaluationConfig, describe
+from dmcodec.evaluation.content import measure_content
 from dmcodec.evaluation.execution import open_executor
 from dmcodec.evaluation.intelligibility import make_normalizer
 from dmcodec.evaluation.protocols import choose_clips, hash_clips, rank_clip
@@ -41,7 +42,7 @@ from dmcodec.evaluation.scoring import (
 )
 from dmcodec.evaluation.storage import (
     CachedScores,
-    SoundRecord,
+    Sounds,
     Workspace,
     write_json_lines,
 )
@@ -60,9 +61,6 @@ Progress = Callable[[str, int, int], None]
 """Called with what is being done, how many of it are done, and how many there are."""
 
 _TOO_LATE = "not computed for every system within max_minutes"
-
-Sounds = Mapping[tuple[str, str], SoundRecord]
-"""(system, clip) to the record of each finished sound, the originals included."""
 
 Keys = Mapping[tuple[str, str], Mapping[str, str]]
 """(system, clip) to the cache key of each group of measures that can be computed."""
@@ -131,7 +129,10 @@ def _evaluate(
     unavailable = {group: reason for group, reason in reasons.items() if reason is not None}
     keys = _plan(config, sounds, unavailable)
     _compute_scores(keys, workspace, config, progress)
-    rows = _make_rows(config, utterances, runs, sounds, keys, unavailable, workspace)
+    content: Mapping[tuple[str, str], CachedScores | str] = {}
+    if "content" in config.measures and "content" not in unavailable:
+        content = _measure_content(config, specs, utterances, runs, sounds, workspace, progress)
+    rows = _make_rows(config, utterances, runs, sounds, keys, content, unavailable, workspace)
 
     codes: dict[str, CodesSummary] = {}
     if "codes" in config.measures:
@@ -218,7 +219,7 @@ def _plan(config: EvaluationConfig, sounds: Sounds, unavailable: Mapping[str, st
 
     Of a silent original that is what means something without a signal.
     """
-    groups = [g for g in config.measures if g not in unavailable and GROUPS[g].measures]
+    groups = [g for g in config.measures if g not in unavailable and not GROUPS[g].is_of_systems]
     identities = {group: group_identity(group, config.scoring) for group in groups}
     plan = {}
     for (system, clip), record in sounds.items():
@@ -287,12 +288,33 @@ def _missing_scores(keys: Keys, workspace: Workspace) -> list[ScoreTask]:
     ]
 
 
+def _measure_content(
+    config: EvaluationConfig,
+    specs: Sequence[SystemSpec],
+    utterances: Sequence[Utterance],
+    runs: Mapping[str, SystemRun],
+    sounds: Sounds,
+    workspace: Workspace,
+    progress: Progress,
+) -> dict[tuple[str, str], CachedScores | str]:
+    """Phone errors of every system and clip, or the reasons why there are none."""
+    report = partial(progress, "probing codes")
+    try:
+        return measure_content(config, specs, utterances, runs, sounds, workspace, report)
+    except BrokenProcessPool as error:
+        raise EvaluationStopped(
+            "a process that probes codes died (out of memory?): give the same command to go on, "
+            "with fewer processes if it happens again"
+        ) from error
+
+
 def _make_rows(
     config: EvaluationConfig,
     utterances: Sequence[Utterance],
     runs: Mapping[str, SystemRun],
     sounds: Sounds,
     keys: Keys,
+    content: Mapping[tuple[str, str], CachedScores | str],
     unavailable: Mapping[str, str],
     workspace: Workspace,
 ) -> list[Row]:
@@ -321,6 +343,8 @@ def _make_rows(
                     for group, key in keys[pair].items()
                 }
                 results |= unavailable
+                if pair in content:
+                    results["content"] = content[pair]
             else:
                 reason = f"not reconstructed: {runs[name].failures[utterance.id]}"
                 results = dict.fromkeys(config.measures, reason)

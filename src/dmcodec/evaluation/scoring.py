@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import Field
 
 from dmcodec import quality
 from dmcodec.audio import SAMPLE_RATE, Waveform, read_audio
@@ -44,12 +45,14 @@ class ScoringConfig(Record):
     """Choices that change scores.
 
     Models are names that `load_recognizer` and `load_speaker_model` know; `utmos` is a TorchScript
-    file.
+    file. The probe of codes learns from at most `content_minutes` of the lists `content_train`.
     """
 
     recognizer: str = BEST
     speaker_model: str = "resemblyzer"
     utmos: Path | None = None
+    content_train: tuple[Path, ...] = ()
+    content_minutes: float = Field(30.0, gt=0)
     device: str = "cpu"
 
 
@@ -96,7 +99,8 @@ class Group:
     modules: packages it imports. distributions: packages whose versions change its results.
     uses_original: whether results depend on the original. is_slow: takes more time than all
     groups that are not together, so it is computed after them. revision: raised when our own code
-    changes results, so that cached ones are not taken for new ones.
+    changes results, so that cached ones are not taken for new ones. is_of_systems: computed for
+    whole systems, by streams.py and content.py.
     """
 
     measures: tuple[str, ...]
@@ -106,6 +110,7 @@ class Group:
     uses_original: bool = True
     is_slow: bool = False
     revision: int = 1
+    is_of_systems: bool = False
 
 
 def _attempt(measure: Callable[..., float], *arguments: object) -> float | Unmeasurable:
@@ -200,6 +205,7 @@ GROUPS = {
         uses_original=False,
         is_slow=True,
     ),
+    "content": Group(("content_per",), _no_scores, ("pocketsphinx", "jiwer"), is_of_systems=True),
     "distillmos": Group(
         ("distillmos",),
         _distillmos,
@@ -236,7 +242,7 @@ GROUPS = {
     "pitch": Group(
         ("f0_corr", "f0_rmse", "voicing_error"), _pitch, ("librosa",), ("librosa",), revision=2
     ),
-    "codes": Group((), _no_scores),  # of whole systems: streams.py
+    "codes": Group((), _no_scores, is_of_systems=True),
 }
 """Groups by name, in the order of their measures in tables."""
 
@@ -255,6 +261,11 @@ def why_not(name: str, config: ScoringConfig) -> str | None:
         modules += _SPEAKER_MODULES.get(config.speaker_model, ("transformers",))
     if name == "utmos" and config.utmos is None:
         return "UTMOS: no weights at hand; name a TorchScript file with --set scoring.utmos=FILE"
+    if name == "content" and not config.content_train:
+        return (
+            "content: no list to learn from; name one of other speakers with "
+            "--set 'scoring.content_train=[\"train.jsonl\"]'"
+        )
     return why_unavailable(modules, name)
 
 

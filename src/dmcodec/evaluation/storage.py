@@ -14,7 +14,7 @@ line; a line cut by a crash is skipped.
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -46,13 +46,21 @@ class SoundRecord(Record):
     is_silent: bool = False
 
 
+Sounds = Mapping[tuple[str, str], SoundRecord]
+"""(system, clip) to the record of each finished sound, the originals included."""
+
+
 class CachedScores(Record):
-    """Scores of one group of measures for one pair, or a transcript; by content key."""
+    """Scores of one group of measures for one pair, or a transcript; by content key.
+
+    `counts` are hits, substitutions, deletions and insertions where the score is an error rate.
+    """
 
     key: str
     values: dict[str, float]
     missing: dict[str, str]
     text: str | None = None
+    counts: tuple[int, int, int, int] | None = None
 
 
 class Workspace:

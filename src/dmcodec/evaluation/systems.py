@@ -7,7 +7,7 @@ folders).
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, get_args
+from typing import Literal, Protocol, get_args, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -96,6 +96,15 @@ class System(Protocol):
         self, waveform: Waveform, sample_rate: int, utterance_id: str
     ) -> Reconstruction:
         """Sends one waveform [T] through; ValueError, OSError or RuntimeError when that fails."""
+        ...
+
+
+@runtime_checkable
+class CodedSystem(System, Protocol):
+    """A system with codebooks."""
+
+    def code_vectors(self, waveform: Waveform, sample_rate: int) -> NDArray[np.float32]:
+        """What its decoder gets for the codes of a waveform [T]: vectors [L, D]."""
         ...
 
 

@@ -13,6 +13,7 @@ MAIN_MEASURES = (
     "wer",
     "wil",
     "wer_own",
+    "content_per",
     "distillmos",
     "visqol",
     "stoi",

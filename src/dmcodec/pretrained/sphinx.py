@@ -85,6 +85,11 @@ class Sphinx:
         """Whether a word in lower case is in the dictionary."""
         return self._decoder.lookup_word(word) is not None
 
+    def pronounce(self, word: str) -> list[str] | None:
+        """The phones of a word in lower case as the dictionary has it first; None if it has not."""
+        phones = self._decoder.lookup_word(word)
+        return None if phones is None else str(phones).split()
+
     def learn(self, word: str, phones: str) -> None:
         """Adds a word with its pronunciation, phones between spaces."""
         self._decoder.add_word(word, phones, True)
