@@ -25,6 +25,7 @@ from dmcodec.codec.quantizer import QuantizerConfig, QuantizerOutput, ResidualQu
 from dmcodec.codec.seanet import Decoder, Encoder, SEANetConfig
 from dmcodec.codec.spectral_decoder import SpectralConfig, SpectralDecoder
 from dmcodec.config import Record
+from dmcodec.numpy_search import check_search_width
 
 LONG_FRAMES = 3000
 """Longer audio (a minute for the paper's codec) goes through long.py: bounded memory."""
@@ -226,6 +227,7 @@ class Codec(nn.Module):
         Raises ValueError for empty, non-finite or wrongly shaped input, FileNotFoundError and
         `dmcodec.audio.AudioError` for files.
         """
+        check_search_width(search_width)
         waveforms = [
             w.to(self.device) for w in to_waveforms(audio, sample_rate, self.config.sample_rate)
         ]
