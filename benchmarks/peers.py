@@ -12,9 +12,9 @@ its own rate, and encodes at the bitrate in its row.
 All peers take turns, so that other load meets them alike; the shortest of `--repeats` counts. With
 one thread the clock is CPU time, programs included; otherwise wall time. Opus is timed with the
 start of its programs and its files. GMAC are what torch counts of the plain network, LSTMs too,
-both ways, for a second of sound. Start and memory are of a fresh process each: until one second
-went both ways, imports and loading included; and the peak of one that sends `--memory-seconds`
-both ways.
+both ways, for a second of sound. Start and memory are of a fresh process each: wall time until one
+second went both ways, imports and loading included; and the peak of one that sends
+`--memory-seconds` both ways. The programs of Opus have neither.
 
 "Changed by a batch": codes of four cuts of different lengths, together in a zero-padded batch with
 a padding mask where the codec takes one, against each alone. "Changed by a cut": 8 s in two pieces
@@ -288,14 +288,11 @@ def facts_table(peers: dict[str, Peer], folder: Path, arguments: argparse.Namesp
     lines = say(["", *table_head([*head, "changed by a batch", "changed by a cut"])])
     for name, peer in peers.items():
         size = "-" if peer.network is None else f"{count_parameters(peer.network) / 1e6:.1f}"
-        alone = start_alone(name, folder, arguments)
-        cells = [
-            peer.about,
-            size,
-            count_gmac(peer),
-            f"{alone['start_s']:.1f}",
-            f"{alone['peak_mb']:.0f}",
-        ]
+        start = ["-", "-"]
+        if peer.network is not None:
+            alone = start_alone(name, folder, arguments)
+            start = [f"{alone['start_s']:.1f}", f"{alone['peak_mb']:.0f}"]
+        cells = [peer.about, size, count_gmac(peer), *start]
         cells += [changed_by_a_batch(peer), changed_by_a_cut(peer)]
         lines += say([f"| {' | '.join(cells)} |"])
     return lines
@@ -391,8 +388,14 @@ def run_alone(arguments: argparse.Namespace) -> dict[str, float]:
     peer.decode(peer.encode(peer.prepare([speech(peer.sample_rate, 1)])))
     start_s = time.time() - arguments.started
     peer.decode(peer.encode(peer.prepare([speech(peer.sample_rate, arguments.memory_seconds)])))
-    whose = resource.RUSAGE_SELF if peer.network is not None else resource.RUSAGE_CHILDREN
-    return {"start_s": start_s, "peak_mb": resource.getrusage(whose).ru_maxrss / 1024}
+    return {"start_s": start_s, "peak_mb": peak_memory_mb()}
+
+
+def peak_memory_mb() -> float:
+    """Of this process. ru_maxrss would do, if it did not begin with what the parent holds."""
+    status = Path("/proc/self/status").read_text("utf-8")
+    (line,) = (line for line in status.splitlines() if line.startswith("VmHWM:"))
+    return int(line.split()[1]) / 1024
 
 
 def table_head(names: Sequence[str]) -> list[str]:

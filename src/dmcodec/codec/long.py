@@ -30,6 +30,7 @@ from dmcodec.codec.precision import check_weights, computing_in
 from dmcodec.codec.reach import decoder_reach, encoder_reach
 from dmcodec.codec.seanet import Decoder, Encoder
 from dmcodec.codec.spectral_decoder import SpectralDecoder
+from dmcodec.numpy_search import check_search_width
 
 if TYPE_CHECKING:
     from dmcodec.codec.model import Codec
@@ -62,9 +63,10 @@ def encode_long(
         Codes [K, L] on the codec's device, and the number of samples. A temporary file holds
         five float32 feature vectors a frame meanwhile (about 1 MB a second at full size).
 
-    Raises ValueError when there is no sample at all.
+    Raises ValueError when there is no sample at all, and for a search_width that is none.
     """
     check_weights(codec)
+    check_search_width(search_width)
     encoder, device = codec.encoder, codec.device
     lstm, fast = encoder.lstm.lstm, fast_codec(codec)
     pieces = _convolved_pieces(

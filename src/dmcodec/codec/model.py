@@ -28,6 +28,7 @@ from dmcodec.codec.quantizer import QuantizerConfig, QuantizerOutput, ResidualQu
 from dmcodec.codec.seanet import MAX_WEIGHTS, Decoder, Encoder, SEANetConfig
 from dmcodec.codec.spectral_decoder import SpectralConfig, SpectralDecoder
 from dmcodec.config import Record
+from dmcodec.numpy_search import check_search_width
 
 Codes = Tensor | np.ndarray | Sequence[object]
 """[B, K, L] or [K, L] integers, as users have them."""
@@ -246,6 +247,7 @@ class Codec(nn.Module):
         """
         check_weights(self)
         _check_number("num_codebooks", num_codebooks)
+        check_search_width(search_width)
         waveforms = [
             w.to(self.device) for w in to_waveforms(audio, sample_rate, self.config.sample_rate)
         ]

@@ -128,7 +128,7 @@ def keep_best(
 
 def book_search(quantizer: "ResidualQuantizer") -> BookSearch:
     """The search in the quantizer's books; its tables are made once and anew for changed books."""
-    codebooks = quantizer.codebooks.detach().float()
+    codebooks = quantizer.codebooks.detach()
     kept: tuple[WeightState, BookSearch] | None = quantizer.__dict__.get("_search")
     if kept is None or not kept[0].are([codebooks]):
         kept = (WeightState([codebooks]), BookSearch(codebooks))
