@@ -303,7 +303,7 @@ def test_weights_that_do_not_fit_half_precision_are_not_saved(build_codec, tmp_p
     with torch.no_grad():
         codec.decoder.conv_out.conv.bias.fill_(1e6)  # float16 ends at 65504
 
-    with pytest.raises(CheckpointError, match="conv_out.conv.bias holds NaN or infinite"):
+    with pytest.raises(CheckpointError, match=r"conv_out\.conv\.bias holds NaN or infinite"):
         codec.save_pretrained(tmp_path / "x", dtype=torch.float16)
     codec.save_pretrained(tmp_path / "x", dtype=torch.bfloat16)
 
