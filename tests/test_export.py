@@ -1,5 +1,7 @@
 """Exported codecs: the codes and waveforms of torch at any length, and no torch to run them."""
 
+import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -244,3 +246,104 @@ def test_int8_keeps_most_codes_and_the_report_says_how_many(tmp_path: Path) -> N
     share = float(lines[0].split("(")[1].removesuffix("%)"))
     assert 50 < share < 100
     assert "ratio" in lines[2]
+
+
+@pytest.fixture
+def exported(pair: tuple, tmp_path: Path) -> Path:
+    """A copy of an export that may be changed."""
+    return Path(shutil.copytree(pair[2], tmp_path / "export"))
+
+
+@pytest.mark.parametrize("name", ["encoder.onnx", "decoder.onnx", "codec.json"])
+def test_parts_of_two_exports_are_refused(exported: Path, tmp_path: Path, name: str) -> None:
+    codec = make_codec()
+    with torch.no_grad():  # the same shapes, other weights
+        for part in (codec.encoder, codec.decoder):
+            part.conv_in.conv.bias += 0.1
+    export_onnx(codec, tmp_path / "other")
+    shutil.copy(tmp_path / "other" / name, exported / name)
+
+    with pytest.raises(ValueError, match=r"coder\.onnx cannot be loaded: it is damaged or not of"):
+        OnnxCodec(exported)
+
+
+def test_interrupted_export_leaves_the_older_one_whole(
+    exported: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = {path.name: path.read_bytes() for path in exported.iterdir()}
+
+    def stop(*arguments: object) -> str:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("dmcodec.export.hash_part", stop)  # both networks are written by then
+    with pytest.raises(KeyboardInterrupt):
+        export_onnx(make_codec(dilation_base=3), exported)
+
+    assert {path.name: path.read_bytes() for path in exported.iterdir()} == before
+
+
+def change_config(folder: Path, **changes: object) -> None:
+    path = folder / "codec.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"sample_rate": 10**12},
+        {"sample_rate": 0},
+        {"hop_length": 10**12},
+        {"num_codebooks": 10**9},
+        {"codebook_size": 10**9},
+        {"sample_rate": float("inf")},
+        {"hashes": 3},
+        {"model_hash": "?"},
+    ],
+)
+def test_impossible_sizes_in_an_export_are_refused(
+    exported: Path, changes: dict[str, object]
+) -> None:
+    change_config(exported, **changes)
+
+    with pytest.raises(ValueError, match=r"codec\.json cannot be used"):
+        OnnxCodec(exported)
+
+
+def test_config_that_is_nested_too_deeply_is_refused(exported: Path) -> None:
+    (exported / "codec.json").write_text("[" * 100_000)
+
+    with pytest.raises(ValueError, match=r"codec\.json cannot be used: .*nested too deeply"):
+        OnnxCodec(exported)
+
+
+@pytest.mark.parametrize("changes", [{"num_codebooks": 2}, {"hop_length": 160}])
+def test_export_that_does_not_fit_its_config_is_not_blamed_on_the_recording(
+    exported: Path, changes: dict[str, object], tmp_path: Path
+) -> None:
+    change_config(exported, hashes={}, **changes)  # of an earlier version, without hashes
+    write_audio(tmp_path / "a.wav", np.zeros(1000))
+
+    given = ["encode", tmp_path / "a.wav", "--backend", "onnx", "--model", exported]
+    result = CliRunner().invoke(cli.app, [str(each) for each in given])
+
+    assert isinstance(result.exception, ValueError)
+    assert str(result.exception).startswith(str(exported))
+    assert "export the codec again" in str(result.exception)
+
+
+def test_weights_that_are_not_finite_or_not_float32_are_not_exported(tmp_path: Path) -> None:
+    codec = make_codec()
+    with pytest.raises(ValueError, match="float32: call"):
+        export_onnx(codec.half(), tmp_path / "x")
+    codec = make_codec()
+    with torch.no_grad():
+        codec.encoder.conv_in.conv.bias[0] = torch.nan
+    with pytest.raises(ValueError, match=r"conv_in\.conv\.bias holds NaN"):
+        export_onnx(codec, tmp_path / "x")
+
+    assert not (tmp_path / "x").exists()
+
+
+def test_threads_beyond_any_machine_are_refused(exported: Path) -> None:
+    with pytest.raises(ValueError, match="num_threads is 5000; this machine has"):
+        OnnxCodec(exported, num_threads=5000)

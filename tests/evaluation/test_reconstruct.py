@@ -1,3 +1,5 @@
+import errno
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -159,3 +161,49 @@ def test_silence_is_noticed(prepared: tuple[Workspace, list[str]], tmp_path: Pat
     record = prepared[0].read_sound_record("x", "a/one")
     assert record is not None
     assert record.is_silent
+
+
+def test_what_cannot_be_written_is_no_fault_of_the_clips(
+    tmp_path: Path, manifest: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path, *sound: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system", str(path))
+
+    monkeypatch.setattr("dmcodec.evaluation.reconstruct.write_audio", refuse)
+
+    with pytest.raises(OSError, match="Read-only file system"):
+        prepare_originals(read_manifest(manifest), Workspace(tmp_path / "out"), ignore)
+
+
+def test_sound_made_by_a_killed_job_is_not_taken_for_the_one_on_record(
+    prepared: tuple[Workspace, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quiet = f"{sys.executable} -c 'import sys, soundfile as s; x, r = s.read(sys.argv[1]);"
+    quiet = f"x=command:{quiet} s.write(sys.argv[2], x / 2, r)' {{in}} {{out}}"
+    copy = "x=command:cp {in} {out}"
+    run(prepared, copy)
+    expected = sound(prepared, "x")
+
+    def die(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:  # the sound is there, its record not yet
+        patch.setattr(Workspace, "write_sound_record", die)
+        with pytest.raises(KeyboardInterrupt):
+            run(prepared, quiet)
+    assert not np.array_equal(sound(prepared, "x"), expected)
+    run(prepared, copy)
+
+    np.testing.assert_array_equal(sound(prepared, "x"), expected)
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"facts": 3}', "[" * 100_000])
+def test_damaged_facts_of_a_system_are_as_none(
+    prepared: tuple[Workspace, list[str]], text: str
+) -> None:
+    run(prepared, "x=command:cp {in} {out}")
+    prepared[0].system_path("x").write_text(text)
+
+    again = run(prepared, "x=command:cp {in} {out}")
+
+    assert (again.num_kept, again.first_packet_s) == (3, None)

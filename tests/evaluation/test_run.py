@@ -21,6 +21,7 @@ from dmcodec.evaluation.measures import MEASURES
 from dmcodec.evaluation.run import Evaluation, evaluate
 from dmcodec.evaluation.scoring import ScoringConfig, why_not
 from dmcodec.evaluation.storage import CachedScores
+from dmcodec.storage import FolderInUse, lock_folder
 
 MEASURED = ("stoi", "pesq", "signal", "codes", "utmos")
 missing = [r for name in MEASURED[:2] if (r := why_not(name, ScoringConfig())) is not None]
@@ -387,3 +388,27 @@ def test_command_fails_when_too_many_clips_fail(
 
     assert stop.value.code == 1
     assert "100.0% of the reconstructions failed" in capsys.readouterr().err
+
+
+def test_two_evaluations_do_not_share_a_folder(
+    tmp_path: Path, manifest: Path, codec_folder: Path
+) -> None:
+    with lock_folder(tmp_path), pytest.raises(FolderInUse, match="another job is writing"):
+        evaluate(configure(manifest, codec_folder), tmp_path)
+
+
+def test_names_of_lists_are_data_and_never_markup(tmp_path: Path, manifest: Path) -> None:
+    from typer.testing import CliRunner
+
+    from dmcodec.cli import app
+
+    folder = shutil.copytree(manifest.parent, tmp_path / "clips")
+    named = (folder / manifest.name).rename(folder / "[red]c[u].jsonl")
+    words = ["evaluate", named, "-o", tmp_path / "out", "--measures", "signal", "--processes", "0"]
+    words += ["--system", "a=command:cp {in} {out}", "--set", "num_resamples=100"]
+    words += ["--set", "kbps.a=256"]
+
+    result = CliRunner().invoke(app, [str(word) for word in words], env={"COLUMNS": "150"})
+
+    assert result.exit_code == 0, result.output
+    assert "3 clips of 2 speakers, from [red]c[u].jsonl" in " ".join(result.output.split())

@@ -1,6 +1,8 @@
+import json
 import pickle  # noqa: TID251 (what worker processes do to a store)
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +10,7 @@ import pytest
 
 from dmcodec.teachers.alignment import FeatureTrack, Word, masked_track
 from dmcodec.teachers.store import (
+    _HEAD,
     FeatureStore,
     StoredUtterance,
     StoreError,
@@ -197,3 +200,80 @@ def test_folder_without_a_store_is_an_error(tmp_path):
 def test_stores_are_read_without_torch():
     code = "import sys, dmcodec.teachers.store; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def rewrite_index(path: Path, change) -> None:
+    """Changes what a shard's index says, with a checksum that fits."""
+    data = path.read_bytes()
+    magic, version, _, size = _HEAD.unpack(data[: _HEAD.size])
+    table = json.loads(data[_HEAD.size : _HEAD.size + size])
+    text = change(table)
+    text = text if isinstance(text, bytes) else json.dumps(table).encode()
+    head = _HEAD.pack(magic, version, zlib.crc32(text), len(text))
+    path.write_bytes(head + text + data[_HEAD.size + size :])
+
+
+def set_first(**changes):
+    return lambda table: table["utterances"][0].update(changes)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        set_first(num_frames="x"),
+        set_first(num_rows=-1),
+        set_first(first_row=None),
+        set_first(words=7),
+        set_first(words=[["hé"]]),
+        set_first(words=[["hé", "a", "b"]]),
+        lambda table: table.update(utterances=3),
+        lambda table: table.update(num_rows="many"),
+        lambda table: table.pop("store"),
+        lambda table: b"[]",
+        lambda table: b"\xff\xfe",
+        lambda table: b"[" * 100_000,
+    ],
+)
+def test_index_of_wrong_contents_with_a_good_checksum_is_an_error(store, change):
+    rewrite_index(store / "shard_000000.feat", change)
+
+    with pytest.raises(StoreError, match=r"shard_000000\.feat: damaged: its index"):
+        FeatureStore(store)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda table: table.update(feature_dim="wide"),
+        lambda table: table.update(feature_dim=10**12),
+        lambda table: table.update(feature_dim=0),
+        lambda table: table.update(models=3),
+        lambda table: table.update(settings=[]),
+        lambda table: table.clear(),
+    ],
+)
+def test_store_that_says_nonsense_of_itself_is_an_error(store, change):
+    table = json.loads((store / "store.json").read_text())
+    change(table)
+    (store / "store.json").write_text(json.dumps(table))
+
+    with pytest.raises(StoreError, match=r"store\.json: damaged"):
+        FeatureStore(store)
+
+
+def test_store_that_is_nested_too_deeply_is_an_error(store):
+    (store / "store.json").write_text("[" * 100_000)
+
+    with pytest.raises(StoreError, match=r"store\.json: damaged: it is nested too deeply"):
+        FeatureStore(store)
+
+
+def test_features_that_are_not_finite_are_an_error(store):
+    path = store / "shard_000001.feat"
+    path.write_bytes(path.read_bytes()[:-12] + b"\x00\x7e" * 6)  # the last row is NaN
+
+    reader = FeatureStore(store)
+
+    with pytest.raises(StoreError, match="features of 'b' are not finite"):
+        reader.read("b")
+    assert np.isfinite(reader.read("a/1")[0]).all()

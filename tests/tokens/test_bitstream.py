@@ -574,3 +574,16 @@ def test_files_with_repaired_checksums_are_refused_or_mean_what_they_say() -> No
             assert result.codes.max() < result.header.codebook_size
             assert dumps(result.codes, result.header) == mutated
     assert 300 < num_accepted < 2700
+
+
+def test_any_bytes_are_read_and_other_things_refused_in_a_sentence() -> None:
+    header = make_header(3, 1024, num_frames=7)
+    codes = np.zeros((header.num_codebooks, header.num_frames), np.int64)
+    data = dumps(codes, header)
+
+    for held in (bytearray(data), memoryview(data), np.frombuffer(data, np.uint8).data):
+        np.testing.assert_array_equal(loads(held).codes, codes)
+        assert read_header(held) == header
+    for wrong in ("x.dmc", Path("x.dmc"), None):
+        with pytest.raises(ValueError, match=r"give the content of a \.dmc file as bytes, not"):
+            loads(wrong)  # type: ignore[arg-type]

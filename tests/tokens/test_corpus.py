@@ -2,6 +2,7 @@ import errno
 import fcntl
 import io
 import json
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -18,6 +19,7 @@ from dmcodec.audio import audio_info, read_audio, write_audio
 from dmcodec.codec.model import Codec, Encoded
 from dmcodec.manifest import Utterance, read_manifest
 from dmcodec.sources import Source
+from dmcodec.storage import FolderLost
 from dmcodec.tokens import corpus
 from dmcodec.tokens.bitstream import loads
 from dmcodec.tokens.corpus import (
@@ -463,3 +465,63 @@ def test_files_are_read_while_the_network_works(
     tokenize(codec, utterances[:6], tmp_path / "out", info, speed=speed)
 
     assert was_ahead == [True] * 5  # the last has no next
+
+
+def test_shard_copied_over_a_missing_one_is_no_reason_to_skip_it(
+    codec: Codec, manifest: Path, tmp_path: Path
+) -> None:
+    utterances = read_manifest(manifest)
+    run(codec, utterances, tmp_path)
+    shutil.copy(tmp_path / "shard-000001.parquet", tmp_path / "shard-000003.parquet")
+
+    with pytest.raises(ValueError, match=r"000003\.parquet is a copy of shard 1.*: remove it"):
+        run(codec, utterances, tmp_path)
+
+
+def test_folder_deleted_under_a_job_ends_it(
+    codec: Codec, manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write, written = corpus.write_durably, []
+
+    def write_then_delete(path: Path, data: bytes) -> None:
+        write(path, data)
+        written.append(path)
+        if len(written) == 2:
+            shutil.rmtree(tmp_path / "out")
+
+    monkeypatch.setattr(corpus, "write_durably", write_then_delete)
+
+    with pytest.raises(FolderLost, match="was deleted or replaced while the job was writing"):
+        run(codec, read_manifest(manifest), tmp_path / "out")
+
+    assert not (tmp_path / "out").exists()
+
+
+def test_recording_without_codes_is_listed_and_spoils_no_other(
+    codec: Codec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng(1)
+    utterances = []
+    for name in ("a", "bad", "c"):
+        write_audio(tmp_path / f"{name}.wav", 0.1 * rng.standard_normal(3_000))
+        utterances.append(Utterance(id=name, audio=tmp_path / f"{name}.wav"))
+    expected = {name: codec.encode(tmp_path / f"{name}.wav").item(0).numpy() for name in "ac"}
+    read = Source.read
+    # As far beyond full scale as float32 goes: the network's sums are not finite.
+    monkeypatch.setattr(
+        Source,
+        "read",
+        lambda self: read(self) * np.float32(3e38 if "bad" in str(self.sound) else 1),
+    )
+    with monkeypatch.context() as patch:  # what comes through the door is not looked at twice
+        patch.setattr("dmcodec.codec.model.to_waveforms", lambda audio, *rates: [
+            torch.from_numpy(np.asarray(each)) for each in audio
+        ])  # fmt: skip
+        job = run(codec, utterances, tmp_path / "out", max_failures=1)
+
+    assert [each["id"] for each in job.failures] == ["bad"]
+    assert "have no codes" in job.failures[0]["reason"]
+    rows = {row.id: row.codes for row in read_rows(tmp_path / "out")}
+    assert rows.keys() == expected.keys()
+    for name, codes in expected.items():
+        np.testing.assert_array_equal(rows[name], codes)

@@ -1,5 +1,6 @@
 import io
 import json
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -178,3 +179,58 @@ def test_books_of_unequal_length_are_refused(folder: Path) -> None:
     pq.write_table(table.set_column(place, "codes", wide), folder / "other.parquet")
     with pytest.raises(ShardError, match="codes are int64, not uint16"):
         list(load_shard(folder / "other.parquet"))
+
+
+def test_shard_copied_under_another_number_is_refused(folder: Path) -> None:
+    for number, rows in enumerate((ROWS[:2], ROWS[2:])):
+        path = folder / f"shard-{number:06d}.parquet"
+        path.write_bytes(dump_shard(rows, [], INFO.settings_hash(), number))
+    assert len(list(read_rows(folder))) == 3
+    shutil.copy(folder / "shard-000000.parquet", folder / "shard-000001.parquet")
+
+    with pytest.raises(ShardError, match=r"000001\.parquet .* is a copy of shard 0: its own rows"):
+        list(read_rows(folder))
+    with pytest.raises(ShardError, match="is a copy of shard 0"):
+        read_summary(folder / "shard-000001.parquet", INFO.settings_hash(), 1)
+
+
+def change_row(**changes: object) -> TokenRow:
+    return TokenRow(**{**vars(ROWS[0]), **changes})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        (
+            change_row(codes=np.where(ROWS[0].codes >= 0, 60_000, 0).astype(np.uint16)),
+            "holds code 60000; books have 0 to 1023",
+        ),
+        (change_row(codes=ROWS[0].codes[:2]), "has 2 books of 5 codes .* 3 of 5 are due"),
+        (change_row(num_samples=320 * 5 + 1), "3 books of 5 codes for 1601 .* 3 of 6 are due"),
+        (change_row(num_samples=0), "for 0 samples"),
+    ],
+)
+def test_rows_that_the_corpus_cannot_hold_are_refused(
+    folder: Path, row: TokenRow, reason: str
+) -> None:
+    data = dump_shard([row, ROWS[1]], [], INFO.settings_hash(), 0)
+    (folder / "shard-000000.parquet").write_bytes(data)
+
+    with pytest.raises(ShardError, match=rf"shard-000000\.parquet .*'a/x\.1' .*{reason}"):
+        list(read_rows(folder))
+
+
+@pytest.mark.parametrize(
+    "text", ["[" * 100_000, '{"settings": 1}', "[]", '{"failures": [[]]}', "\\ud800"]
+)
+def test_shard_that_says_nonsense_of_itself_is_refused(tmp_path: Path, text: str) -> None:
+    pa = pytest.importorskip("pyarrow")
+    pq = pytest.importorskip("pyarrow.parquet")
+    table = pq.read_table(io.BytesIO(dump_shard(ROWS, [], INFO.settings_hash())))
+    pq.write_table(table.replace_schema_metadata({b"dmcodec": text}), tmp_path / "s.parquet")
+    assert pa is not None
+
+    with pytest.raises(ShardError, match=r"s\.parquet"):
+        read_summary(tmp_path / "s.parquet", INFO.settings_hash())
+    with pytest.raises(ShardError, match=r"s\.parquet"):
+        list(load_shard(tmp_path / "s.parquet", INFO))

@@ -1,5 +1,6 @@
 import json
 import logging
+import os
 import shutil
 from pathlib import Path
 
@@ -368,8 +369,72 @@ def test_kit_holds_the_codec_in_plain_form(last, finished_run, tmp_path):
     torch.testing.assert_close(codec.state_dict(), best.state_dict(), rtol=2**-10, atol=1e-7)
 
 
+def test_kit_is_stored_as_floats_only(last, tmp_path):
+    with pytest.raises(ValueError, match=r"not as torch\.int8"):
+        export_kit(last, tmp_path / "kit", torch.int8)
+
+
 def test_kit_never_replaces_a_folder(last, tmp_path):
     (tmp_path / "kit").mkdir()
 
     with pytest.raises(ValueError, match="exists already"):
         export_kit(last, tmp_path / "kit")
+
+
+def test_checkpoints_have_the_permissions_of_the_umask(fresh_state, tiny, tmp_path):
+    before = os.umask(0o077)
+    try:
+        path = save_checkpoint(fresh_state(tiny()), tiny(), tmp_path / "run")
+    finally:
+        os.umask(before)
+
+    assert path.stat().st_mode & 0o777 == 0o700
+    assert {file.stat().st_mode & 0o777 for file in path.iterdir()} == {0o600}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"step": "soon", "best": {}, "gradient_scaler": null}',
+        '{"step": -1, "best": {}, "gradient_scaler": null}',
+        '{"step": 5, "best": {"stoi": "high"}, "gradient_scaler": null}',
+        '{"step": 5, "best": [], "gradient_scaler": null}',
+        '{"step": 5, "best": {}}',
+        "[" * 100_000,
+        "\udcff",
+    ],
+)
+def test_progress_of_wrong_contents_is_an_error(fresh_state, tiny, last, text):
+    (last / "progress.json").write_bytes(text.encode("utf-8", "surrogateescape"))
+
+    with pytest.raises(CheckpointError, match=r"progress\.json"):
+        load_checkpoint(fresh_state(tiny()), tiny(), last)
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("optimizer", lambda tensors: tensors.update(nonsense=torch.zeros(1))),
+        ("optimizer", lambda tensors: tensors.update({"x.exp_avg": torch.zeros(1)})),
+        ("optimizer", lambda tensors: tensors.update({"0.exp_avg_sq": torch.zeros(1)})),
+        ("optimizer", lambda tensors: tensors.update({"0.step": torch.zeros(3)})),
+        (
+            "optimizer",
+            lambda tensors: tensors.update({"0.step": torch.zeros((), dtype=torch.int8)}),
+        ),
+        ("codec", lambda tensors: _fill_first(tensors, torch.nan)),
+        ("average", lambda tensors: _fill_first(tensors, torch.inf)),
+    ],
+)
+def test_tensors_of_wrong_contents_are_an_error(fresh_state, tiny, last, name, change):
+    path = last / f"{name}.safetensors"
+    tensors = load_file(path)
+    change(tensors)
+    save_file(tensors, path)
+
+    with pytest.raises(CheckpointError, match=f"damaged: {name}"):
+        load_checkpoint(fresh_state(tiny()), tiny(), last)
+
+
+def _fill_first(tensors, value):
+    next(v for v in tensors.values() if v.is_floating_point()).fill_(value)

@@ -14,10 +14,13 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from dmcodec.audio import read_audio
 from dmcodec.codec.model import Codec
+from dmcodec.config import ConfigError
+from dmcodec.storage import FolderInUse, lock_folder
 from dmcodec.training import loop
 from dmcodec.training.checkpoint import CheckpointError, list_checkpoints, load_experiment
 from dmcodec.training.loop import train
 
+CONFIGS = Path(__file__).parents[2] / "configs"
 LOSSES = {"time", "mel", "stft", "commitment", "total"}
 ADVERSARIAL = {"adversarial", "feature_matching"}
 TIMES = ("train/steps_per_s", "train/audio_s_per_s")
@@ -304,3 +307,61 @@ def test_runs_in_other_precision_follow_each_other_in_one_process(tiny, tmp_path
         train(experiment, tmp_path / precision, device="cpu")
 
     assert (tmp_path / "bf16" / "codec" / "config.json").is_file()
+
+
+def test_two_runs_do_not_share_a_folder(tiny, tmp_path):
+    with (
+        lock_folder(tmp_path / "run"),
+        pytest.raises(FolderInUse, match="another job is writing to"),
+    ):
+        train(tiny(), tmp_path / "run", resume=True, device="cpu")
+
+    assert not (tmp_path / "run").exists()
+
+
+_UNTIL_FULL = """
+import resource, signal, sys
+from dmcodec.cli import main
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+limit = int(sys.argv.pop(1))
+resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+main()
+"""
+
+
+@pytest.mark.parametrize(("limit", "what"), [(60, "tensorboard"), (30_000, "step_00000001")])
+def test_full_disk_ends_the_run_with_a_sentence(speech, tmp_path, limit, what):
+    words = ["train", str(CONFIGS / "tiny.toml"), "-o", str(tmp_path / "run"), "--device", "cpu"]
+    words += ["--set", f'data.train_manifests=["{speech / "train.jsonl"}"]']
+    words += ["--set", f'data.valid_manifest="{speech / "valid.jsonl"}"']
+    words += ["--set", "num_steps=2", "--set", "checkpoint_every_steps=1", "--threads", "1"]
+    words += ["--set", "validation.every_steps=9"]
+
+    done = subprocess.run(
+        [sys.executable, "-c", _UNTIL_FULL, str(limit), *words],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+
+    assert done.returncode == 1
+    assert "Traceback" not in done.stdout
+    last = done.stdout.splitlines()[-1]
+    assert last.startswith("dmcodec: ")
+    assert last.endswith(f"{what}: File too large")
+
+
+@pytest.mark.parametrize(
+    "assignment",
+    [
+        "batch_size=100000",
+        "num_workers=100000",
+        "codec.seanet.num_filters=1000000000",
+        "codec.seanet.num_lstm_layers=1000000",
+        "codec.sample_rate=1000000000000",
+        "data.segment_samples=1000000000000",
+        "adversary.networks.stft_filters=1000000000",
+        "adversary.networks.n_ffts=[1073741824]",
+    ],
+)
+def test_sizes_that_no_machine_holds_are_refused_by_name(tiny, assignment):
+    with pytest.raises(ConfigError, match=assignment.partition("=")[0].replace(".", r"\.")):
+        tiny(assignment)

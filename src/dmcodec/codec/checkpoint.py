@@ -48,8 +48,7 @@ def save_pretrained(codec: Codec, folder: Path, *, dtype: torch.dtype, card: str
     """
     if any("parametrizations" in name for name, _ in codec.named_parameters()):
         raise ValueError("the codec is in training form: call remove_weight_norm(codec) first")
-    if dtype not in _FLOAT_DTYPES:
-        raise ValueError(f"weights can be saved as {_FLOAT_NAMES}, not as {dtype}")
+    check_dtype(dtype)
     tensors = {
         name: (value.to(dtype) if value.is_floating_point() else value).cpu().contiguous()
         for name, value in codec.state_dict().items()
@@ -174,6 +173,12 @@ def check_tensors(
     ]
     if found:
         raise CheckpointError(f"the tensors in {path} do not fit its config: " + ", ".join(found))
+
+
+def check_dtype(dtype: torch.dtype) -> None:
+    """Raises ValueError for a dtype that weights cannot be stored in without ruin."""
+    if dtype not in _FLOAT_DTYPES:
+        raise ValueError(f"weights can be saved as {_FLOAT_NAMES}, not as {dtype}")
 
 
 def check_values(

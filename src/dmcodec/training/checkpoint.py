@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
+from dmcodec.codec.checkpoint import check_dtype
 from dmcodec.codec.conv import add_weight_norm, remove_weight_norm
 from dmcodec.codec.model import Codec, CodecConfig
 from dmcodec.config import ConfigError, Record, build_record, parse_json
@@ -208,6 +209,7 @@ def export_kit(checkpoint: Path, folder: Path, dtype: torch.dtype = torch.float1
         folder: of the kit; must not exist.
         dtype: of weights.
     """
+    check_dtype(dtype)
     if folder.exists():
         raise ValueError(f"{folder} exists already: name a new folder for the kit")
     codec = Codec(load_experiment(checkpoint).codec)
