@@ -244,7 +244,12 @@ def test_folder_in_which_nothing_was_done_goes_again(tmp_path: Path) -> None:
 
 def test_leftovers_are_removed_and_nothing_else(tmp_path: Path) -> None:
     kept = [tmp_path / name for name in ("x.part", ".hidden", ".lock", "a/.b/c")]
-    left = [tmp_path / storage._temporary_name() / "x", tmp_path / "a" / storage._temporary_name()]
+    half = tmp_path / storage._temporary_name()
+    left = [
+        half / "x",
+        half / storage._temporary_name(),
+        tmp_path / "a" / storage._temporary_name(),
+    ]
     for path in kept + left:
         write_whole(path, "")
 

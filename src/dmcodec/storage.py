@@ -131,8 +131,12 @@ def delete_leftovers(folder: Path) -> None:
     Only where no other job can be at work: see `lock_folder`.
     """
     for path in list(folder.rglob(".*")):
-        if _TEMPORARY_NAME.fullmatch(path.name):
-            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+        if not _TEMPORARY_NAME.fullmatch(path.name):
+            continue
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)  # it may have gone with the folder that it was in
 
 
 _held: set[int] = set()

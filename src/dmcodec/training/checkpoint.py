@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import Field, FiniteFloat
+from pydantic import Field
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
@@ -62,8 +62,8 @@ class _Progress(Record):
     """progress.json: how far the run was, its best scores, and the scale of its gradients."""
 
     step: int = Field(ge=0)
-    best: dict[str, FiniteFloat]
-    gradient_scaler: dict[str, FiniteFloat] | None
+    best: dict[str, float]
+    gradient_scaler: dict[str, int | float] | None = None
 
 
 def save_checkpoint(state: TrainingState, experiment: Experiment, folder: Path) -> Path:
