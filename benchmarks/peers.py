@@ -6,8 +6,9 @@
 Peers: our bundled model and the paper's size (`full`); EnCodec 24 kHz, Mimi, DAC 16 kHz and X-Codec
 as transformers has them; Opus as opus-tools has it. Sizes are the published ones (transformers'
 defaults, or written down here); weights but those of the bundled model are random, which changes
-neither time nor arithmetic. Each codec gets the example recording, repeated to fill the length, at
-its own rate, and encodes at the bitrate in its row.
+neither time nor arithmetic, and books are filled with what the encoder gives. Each codec gets the
+example recording, repeated to fill the length, at its own rate, and encodes at the bitrate in its
+row.
 
 All peers take turns, so that other load meets them alike; the shortest of `--repeats` counts. With
 one thread the clock is CPU time, programs included; otherwise wall time. Opus is timed with the
@@ -32,6 +33,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -143,7 +145,10 @@ def open_transformers(
     if not folder.is_dir():
         torch.default_generator.manual_seed(0)
         config = getattr(transformers, f"{kind}Config")(**settings)
-        model_class(config).save_pretrained(folder)
+        model = model_class(config).eval()
+        sound = torch.from_numpy(speech(rate, 4))[None, None]
+        fill_books(model, lambda: model.encode(sound, **call))
+        model.save_pretrained(folder)
     model = model_class.from_pretrained(folder).eval()
 
     def prepare(waveforms: list[Waveform]) -> tuple[Tensor, Tensor, list[int]]:
@@ -173,6 +178,29 @@ def open_transformers(
         return decode(encode(prepared))
 
     return Peer(about, rate, prepare, encode, decode, codes, network=model, run_plain=run_plain)
+
+
+def fill_books(model: nn.Module, encode: Callable[[], object]) -> None:
+    """Fills codebooks that a new model leaves empty, with what its encoder gives of a recording.
+
+    In empty ones, all entries zero, every code is 0: of those no batch and no cut changes any.
+    """
+    generator = torch.Generator().manual_seed(1)
+    books = [m for m in model.modules() if type(m).__name__.endswith("EuclideanCodebook")]
+
+    def fill(book: Any, quantize: Callable[[Tensor], Tensor], vectors: Tensor) -> Tensor:
+        entries = book.embed_sum if hasattr(book, "embed_sum") else book.embed  # [V, D]
+        chosen = vectors[torch.randint(len(vectors), (len(entries),), generator=generator)]
+        noise = torch.randn(entries.shape, generator=generator)
+        entries.copy_(chosen + 0.01 * vectors.std() * noise)
+        book._embed = None  # Mimi keeps the quotient of sums and counts
+        return quantize(vectors)
+
+    for book in books:
+        book.quantize = partial(fill, book, book.quantize)
+    encode()
+    for book in books:
+        del book.quantize
 
 
 def open_opus(folder: Path) -> Peer:
@@ -319,10 +347,9 @@ def speech(sample_rate: int, seconds: float) -> Waveform:
 
 def count_parameters(network: nn.Module) -> int:
     """Weights and codebooks; statistics that only training uses are left out."""
-    books = {
-        n: b for n, b in network.named_buffers() if n.endswith(("codebooks", ".embed", "codebook"))
-    }
-    return sum(p.numel() for p in network.parameters()) + sum(b.numel() for b in books.values())
+    ends = ("codebooks", ".embed", ".embed_sum")
+    books = [buffer for name, buffer in network.named_buffers() if name.endswith(ends)]
+    return sum(each.numel() for each in (*network.parameters(), *books))
 
 
 def count_gmac(peer: Peer) -> str:
