@@ -37,6 +37,10 @@ LONG_FRAMES = 3000
 """Longer audio (a minute for the paper's codec) goes through long.py: bounded memory."""
 
 
+class WaveformError(ValueError):
+    """The decoder gave samples that are no sound."""
+
+
 class SEANetDecoderConfig(Record):
     """The paper's decoder, the encoder's mirror image: its sizes are those of `SEANetConfig`."""
 
@@ -317,7 +321,7 @@ class Codec(nn.Module):
         ]
         decoded = _stack_padded([w[:size] for w, size in zip(waveforms, num_samples, strict=True)])
         if not bool(torch.isfinite(decoded).all()):
-            raise ValueError("decoding gave NaN or infinite samples: the weights are damaged")
+            raise WaveformError("decoding gave NaN or infinite samples: the weights are damaged")
         return decoded
 
     @classmethod

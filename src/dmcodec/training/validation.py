@@ -14,7 +14,8 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 
 from dmcodec.audio import Waveform
-from dmcodec.codec.model import Codec
+from dmcodec.codec.model import Codec, WaveformError
+from dmcodec.codec.quantizer import LatentsError
 from dmcodec.data.loader import ValidationClip, validation_clips
 from dmcodec.manifest import Utterance, read_manifest
 from dmcodec.quality import Unmeasurable, log_mel, mel_distance, pesq_wb, stoi
@@ -106,7 +107,12 @@ def validate_clips(
     sample_rate = codec.config.sample_rate
     for clip in clips:
         reference = clip.waveform[0, 0].numpy()
-        decoded = codec.decode(codec.encode(clip.waveform))[0].cpu().numpy()
+        try:
+            decoded = codec.decode(codec.encode(clip.waveform))[0].cpu().numpy()
+        except (LatentsError, WaveformError) as problem:  # for the training step to stop at
+            logger.warning("%s has no score: %s", clip.utterance.id, problem)
+            yield ValidatedClip(clip.utterance.id, {}, reference, np.zeros_like(reference))
+            continue
         scores = {} if judge is None else judge(clip)
         for name, measure in MEASURES.items():
             try:
