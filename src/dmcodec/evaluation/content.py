@@ -70,7 +70,7 @@ def content_errors(
     Args:
         vectors_of: gives the vectors [L, D] of an utterance; called once for each.
         frame_rate: of the vectors, Hz.
-        train: what the probe learns from; half an hour of many speakers is enough.
+        train: what the probe learns from; the recipe is made for an hour of many speakers.
         held_out: name -> recordings that the probe has not seen.
         seed: of the probe.
     """

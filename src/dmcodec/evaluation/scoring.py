@@ -52,7 +52,7 @@ class ScoringConfig(Record):
     speaker_model: str = "resemblyzer"
     utmos: Path | None = None
     content_train: tuple[Path, ...] = ()
-    content_minutes: float = Field(30.0, gt=0)
+    content_minutes: float = Field(60.0, gt=0)
     device: str = "cpu"
 
 
