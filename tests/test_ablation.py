@@ -11,8 +11,8 @@ from typer.testing import CliRunner
 from dmcodec.ablation import AblationConfig, ContentConfig, _by_seed, _pooled, ablate
 from dmcodec.cli import app
 from dmcodec.config import ConfigError, build_record, load_config
-from dmcodec.evaluation import probe
 from dmcodec.evaluation.rows import Row
+from dmcodec.metrics import probe
 
 pytest.importorskip("PIL", reason="the report of an evaluation needs dmcodec[eval]")
 

@@ -20,14 +20,14 @@ from pydantic import Field, model_validator
 
 from dmcodec.config import Record, load_config
 from dmcodec.evaluation.about import EvaluationConfig
-from dmcodec.evaluation.measures import MEASURES
-from dmcodec.evaluation.recognizers import BEST
 from dmcodec.evaluation.rows import Row, components
 from dmcodec.evaluation.run import Evaluation, evaluate
-from dmcodec.evaluation.scoring import ScoringConfig, check_models, why_not
+from dmcodec.evaluation.scoring import check_models
 from dmcodec.evaluation.statistics import Bootstrap, ratio
 from dmcodec.evaluation.summary import Summary
 from dmcodec.manifest import read_manifest
+from dmcodec.metrics.measure import BEST, ScoringConfig
+from dmcodec.metrics.registry import GROUPS, MEASURES
 from dmcodec.packages import import_package
 from dmcodec.storage import write_whole
 from dmcodec.training.experiment import Experiment
@@ -192,7 +192,7 @@ def _check_before_training(
     for manifest in sorted(lists):
         read_manifest(manifest)
     for measure in config.measures:
-        if reason := why_not(measure, ScoringConfig()):
+        if reason := GROUPS[measure].why_not(ScoringConfig()):
             raise ValueError(reason)
 
 

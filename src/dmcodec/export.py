@@ -196,7 +196,9 @@ def _score(
     original: np.ndarray, of_torch: np.ndarray, of_export: np.ndarray, sample_rate: int
 ) -> list[float]:
     """STOI of both, PESQ-WB of both; NaN where there is none."""
-    from dmcodec.quality import Unmeasurable, pesq_wb, stoi
+    from dmcodec.metrics.intelligibility import stoi
+    from dmcodec.metrics.measure import Unmeasurable
+    from dmcodec.metrics.opinion import pesq_wb
 
     values = []
     for measure in (stoi, pesq_wb):

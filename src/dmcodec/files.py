@@ -23,8 +23,10 @@ from dmcodec.audio import (
 )
 from dmcodec.codec.long import decode_long, encode_long
 from dmcodec.codec.model import LONG_FRAMES, Codec, Encoded
+from dmcodec.metrics.intelligibility import stoi
+from dmcodec.metrics.measure import Unmeasurable
+from dmcodec.metrics.opinion import pesq_wb
 from dmcodec.packages import import_package
-from dmcodec.quality import Unmeasurable, pesq_wb, stoi
 from dmcodec.storage import open_whole
 from dmcodec.tokens.bitstream import MAX_MODEL_ID_LENGTH, Header, dumps, loads, silence_lost_frames
 

@@ -17,14 +17,14 @@ import soundfile
 
 from dmcodec.evaluation.about import EvaluationConfig
 from dmcodec.evaluation.charts import Point, bitrate_chart
-from dmcodec.evaluation.measures import MEASURES
 from dmcodec.evaluation.run import Evaluation, evaluate
-from dmcodec.evaluation.scoring import ScoringConfig, why_not
 from dmcodec.evaluation.storage import CachedScores
+from dmcodec.metrics.measure import Group, ScoringConfig
+from dmcodec.metrics.registry import GROUPS, MEASURES
 from dmcodec.storage import FolderInUse, lock_folder
 
 MEASURED = ("stoi", "pesq", "signal", "codes", "utmos")
-missing = [r for name in MEASURED[:2] if (r := why_not(name, ScoringConfig())) is not None]
+missing = [r for name in MEASURED[:2] if (r := GROUPS[name].why_not(ScoringConfig())) is not None]
 pytestmark = pytest.mark.skipif(bool(missing), reason="; ".join(missing))
 pytest.importorskip("PIL", reason="pip install pillow")
 
@@ -137,8 +137,8 @@ def test_limit_of_time_leaves_slow_measures_on_the_same_clips_of_all_systems(
     config = configure(manifest, codec_folder, measures=("words", "stoi"), max_minutes=1e-9)
     transcribed: list[str] = []
 
-    def transcribe(name: str, key: str, original: object, estimate: np.ndarray) -> CachedScores:
-        transcribed.append(name)
+    def transcribe(group: Group, key: str, original: object, estimate: np.ndarray) -> CachedScores:
+        transcribed.append(group.name)
         return CachedScores(key=key, values={}, missing={}, text="some words of it")
 
     monkeypatch.setattr("dmcodec.evaluation.scoring.score_group", transcribe)

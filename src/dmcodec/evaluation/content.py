@@ -19,17 +19,17 @@ from torch import Tensor
 from dmcodec.audio import SAMPLE_RATE, Waveform, remove_dc, samples_to_seconds
 from dmcodec.evaluation.about import EvaluationConfig
 from dmcodec.evaluation.execution import open_executor
-from dmcodec.evaluation.intelligibility import ErrorCounts
-from dmcodec.evaluation.phones import PhoneAligner
-from dmcodec.evaluation.probe import RECIPE, SpokenVectors, fill_up, phone_errors, train_probe
 from dmcodec.evaluation.protocols import rank_clip
 from dmcodec.evaluation.reconstruct import SystemRun, use_one_thread
 from dmcodec.evaluation.statistics import Bootstrap, Estimate, ratio
 from dmcodec.evaluation.storage import CachedScores, Sounds, Workspace, hash_file, hash_text
 from dmcodec.evaluation.systems import ORIGINAL, CodedSystem, SystemSpec, open_system
 from dmcodec.manifest import Utterance, read_manifests
+from dmcodec.metrics.measure import Unmeasurable
+from dmcodec.metrics.phones import PhoneAligner
+from dmcodec.metrics.probe import RECIPE, SpokenVectors, fill_up, phone_errors, train_probe
+from dmcodec.metrics.words import ErrorCounts
 from dmcodec.packages import package_versions
-from dmcodec.quality import Unmeasurable
 from dmcodec.sources import measure, read_utterance
 from dmcodec.spectral import log_mel_spectrogram
 

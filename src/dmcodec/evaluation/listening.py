@@ -13,13 +13,13 @@ import numpy as np
 import torch
 
 from dmcodec.audio import SAMPLE_RATE, read_audio, samples_to_seconds
-from dmcodec.evaluation.measures import MEASURES
 from dmcodec.evaluation.page import heading, table
 from dmcodec.evaluation.protocols import rank_clip
 from dmcodec.evaluation.rows import Row
 from dmcodec.evaluation.storage import Workspace
 from dmcodec.evaluation.summary import Summary, SystemSummary
 from dmcodec.evaluation.systems import ORIGINAL
+from dmcodec.metrics.registry import MEASURES
 from dmcodec.packages import import_package
 from dmcodec.spectral import log_mel_spectrogram
 

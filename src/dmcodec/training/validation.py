@@ -18,7 +18,10 @@ from dmcodec.codec.model import Codec, WaveformError
 from dmcodec.codec.quantizer import LatentsError
 from dmcodec.data.loader import ValidationClip, validation_clips
 from dmcodec.manifest import Utterance, read_manifest
-from dmcodec.quality import Unmeasurable, log_mel, mel_distance, pesq_wb, stoi
+from dmcodec.metrics.intelligibility import stoi
+from dmcodec.metrics.measure import Unmeasurable
+from dmcodec.metrics.opinion import pesq_wb
+from dmcodec.metrics.signal import log_mel, mel_distance
 from dmcodec.sources import find_source
 from dmcodec.training.distillation import Guidance
 from dmcodec.training.experiment import Experiment

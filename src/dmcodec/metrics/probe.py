@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dmcodec.evaluation.intelligibility import ErrorCounts, count_errors
+from dmcodec.metrics.measure import Group, ModelChoice, ScoringConfig, rate
+from dmcodec.metrics.words import ErrorCounts, count_errors
 
 RECIPE = "phone CTC, 6 convolutions of 96 channels, 600 steps of 56 s, revision 2"
 """Names the recipe; results of two recipes cannot be compared."""
@@ -211,3 +212,30 @@ def fill_up(vectors: Tensor, frame_rate: float) -> Tensor:
     Fast speech has 20 phones a second, and a CTC output at most one a frame.
     """
     return vectors.repeat_interleave(math.ceil(_MIN_FRAME_RATE / frame_rate), dim=0)
+
+
+def _describe(config: ScoringConfig) -> str:
+    lists = ", ".join(path.name for path in config.content_train)
+    return f"{RECIPE}; on at most {config.content_minutes:g} min of {lists}"
+
+
+def _lacks(config: ScoringConfig) -> str | None:
+    if config.content_train:
+        return None
+    return (
+        "content: no list to learn from; name one of other speakers with "
+        "--set 'scoring.content_train=[\"train.jsonl\"]'"
+    )
+
+
+CONTENT = Group(
+    "content",
+    (
+        rate(
+            "content_per", "PER of codes", "phone errors of a small probe that reads the codes",
+            is_main=True,
+        ),
+    ),
+    modules=("pocketsphinx", "jiwer"),
+    model=ModelChoice("probe of codes", identity=_describe, lacks=_lacks),
+)  # fmt: skip
