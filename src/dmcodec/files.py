@@ -197,15 +197,13 @@ def reconstruct(
 
 def plot_reconstruction(result: Reconstruction, sample_rate: int, title: str, path: Path) -> None:
     """One PNG: log-mel spectrograms of original and decoded, and the code map below."""
-    from dmcodec.spectral import log_mel_spectrogram
+    from dmcodec.spectral import Mel, log_mel_spectrogram
 
     new_figure = import_package("matplotlib.figure", "a plot").Figure
     new_canvas = import_package("matplotlib.backends.backend_agg", "a plot").FigureCanvasAgg
 
     pair = torch.from_numpy(np.stack([result.original, result.decoded]))
-    mels = log_mel_spectrogram(
-        pair, sample_rate=sample_rate, n_fft=1024, hop_length=256, win_length=1024, num_mels=80
-    ).numpy()
+    mels = log_mel_spectrogram(pair, Mel(sample_rate=sample_rate, n_fft=1024, num_mels=80)).numpy()
     duration_s = samples_to_seconds(len(result.original), sample_rate)
     figure = new_figure(figsize=(11, 7.5), layout="constrained")
     new_canvas(figure)

@@ -31,7 +31,7 @@ from dmcodec.metrics.probe import RECIPE, SpokenVectors, fill_up, phone_errors, 
 from dmcodec.metrics.words import ErrorCounts
 from dmcodec.packages import package_versions
 from dmcodec.sources import measure, read_utterance
-from dmcodec.spectral import log_mel_spectrogram
+from dmcodec.spectral import Mel, log_mel_spectrogram
 
 logger = logging.getLogger(__name__)
 
@@ -165,14 +165,8 @@ def probe_system(task: ProbeTask) -> list[CachedScores]:
 
 def _mel_bands(waveform: Waveform, sample_rate: int) -> NDArray[np.float32]:
     """Log mel bands [L, 80] of a waveform [T]: what the probe hears in speech itself."""
-    bands = log_mel_spectrogram(
-        torch.from_numpy(waveform)[None],
-        sample_rate=sample_rate,
-        n_fft=1024,
-        hop_length=_MEL_HOP,
-        win_length=640,
-        num_mels=80,
-    )
+    mel = Mel(sample_rate=sample_rate, n_fft=1024, num_mels=80, hop_length=_MEL_HOP, win_length=640)
+    bands = log_mel_spectrogram(torch.from_numpy(waveform)[None], mel)
     return np.asarray(bands[0].t().numpy())
 
 

@@ -20,7 +20,7 @@ from dmcodec.metrics.measure import (
     attempt,
     check_pair,
 )
-from dmcodec.spectral import log_mel_spectrogram, stft
+from dmcodec.spectral import Mel, log_mel_spectrogram, stft
 
 SI_SDR_LIMIT_DB = 100.0
 """SI-SDR is kept within plus and minus this, so that identical and silent signals have means."""
@@ -36,15 +36,12 @@ def log_mel(waveform: Waveform, sample_rate: int) -> NDArray[np.float32]:
 
     80 mels, 1024-sample window, hop 256, natural logarithm.
     """
-    mels = log_mel_spectrogram(
-        torch.from_numpy(waveform)[None],
-        sample_rate=sample_rate,
-        n_fft=1024,
-        hop_length=256,
-        win_length=1024,
-        num_mels=80,
-    )
-    return mels[0].numpy()
+    return _log_mels(torch.from_numpy(waveform)[None], sample_rate)[0].numpy()
+
+
+def _log_mels(waveforms: torch.Tensor, sample_rate: int) -> torch.Tensor:
+    """[B, T] to [B, M, L]."""
+    return log_mel_spectrogram(waveforms, Mel(sample_rate=sample_rate, n_fft=1024, num_mels=80))
 
 
 def mel_distance(reference: Waveform, estimate: Waveform, sample_rate: int) -> float:
@@ -107,9 +104,7 @@ def mel_cepstral_distortion(reference: Waveform, estimate: Waveform, sample_rate
     """
     check_pair(reference, estimate)
     pair = torch.from_numpy(np.stack([reference, estimate]))
-    mels = log_mel_spectrogram(
-        pair, sample_rate=sample_rate, n_fft=1024, hop_length=256, win_length=1024, num_mels=80
-    )  # [2, M, L]
+    mels = _log_mels(pair, sample_rate)  # [2, M, L]
     cepstra = _cosine_transform(mels.shape[1]) @ mels.double().numpy()  # [2, 13, L]
     squares = ((cepstra[0] - cepstra[1]) ** 2).sum(axis=0)  # [L]
     return float(10 / math.log(10) * np.sqrt(2 * squares).mean())

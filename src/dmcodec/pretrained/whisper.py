@@ -23,7 +23,7 @@ from dmcodec.pretrained.ctranslate2 import (
     read_ctranslate2,
 )
 from dmcodec.pretrained.models import import_transformers, load_weights, read_config
-from dmcodec.spectral import mel_filterbank
+from dmcodec.spectral import Mel, mel_filterbank
 
 SAMPLE_RATE = 16_000
 FRAME_SAMPLES = 320
@@ -140,7 +140,7 @@ def _attention(module: Any, inputs: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def _mel_filters(num_mels: int) -> Tensor:
-    return mel_filterbank(sample_rate=SAMPLE_RATE, n_fft=_N_FFT, num_mels=num_mels)
+    return mel_filterbank(Mel(sample_rate=SAMPLE_RATE, n_fft=_N_FFT, num_mels=num_mels))
 
 
 def _from_ctranslate2(folder: Path) -> Any:
