@@ -25,10 +25,10 @@ from dmcodec.cli.options import (
     describe,
     load_codec,
     parse_columns,
-    plain_console,
     read_bytes,
     say_damaged,
 )
+from dmcodec.cli.terminal import complain, plain_console, printable, say
 
 if TYPE_CHECKING:
     from dmcodec.audio import Waveform
@@ -218,9 +218,8 @@ def reconstruct(
         if output is not None:
             write_whole(target.with_suffix(".dmc"), result.data)
             write_audio(target, result.decoded, codec.config.sample_rate)
-            plot_reconstruction(
-                result, codec.config.sample_rate, path.name, target.with_suffix(".png")
-            )
+            title, picture = printable(path.name), target.with_suffix(".png")
+            plot_reconstruction(result, codec.config.sample_rate, title, picture)
             num_written += 1
 
     failed = _for_each(
@@ -236,7 +235,7 @@ def reconstruct(
     )
     _show_reconstructions(codec, results)
     if num_written:
-        typer.echo(f"wrote WAV, .dmc and PNG of {num_written} file(s) to {output}")
+        say(f"wrote WAV, .dmc and PNG of {num_written} file(s) to {output}")
     if failed:
         raise typer.Exit(1)
 
@@ -305,10 +304,10 @@ def _for_each(
                 text = describe(problem)
                 failures.append(text if str(path) in text else f"{path}: {text}")
     for failure in failures:
-        typer.secho(f"dmcodec: {failure}", fg="red", err=True)
+        complain(failure)
     if failures or len(paths) > 1:
         num_done = len(paths) + len(problems) - len(failures)
-        typer.echo(f"{title}: {num_done} done, {len(failures)} failed", err=True)
+        say(f"{title}: {num_done} done, {len(failures)} failed", is_aside=True)
     if failures and end:
         raise typer.Exit(1)
     return bool(failures)
