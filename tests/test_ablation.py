@@ -7,7 +7,7 @@ import pytest
 from tests.training.conftest import speech
 from typer.testing import CliRunner
 
-from dmcodec.ablation import AblationConfig, _by_seed, _pooled
+from dmcodec.ablation import AblationConfig, _by_seed, _last_validation, _pooled
 from dmcodec.cli import app
 from dmcodec.config import ConfigError, build_record
 from dmcodec.evaluation.rows import Row
@@ -70,6 +70,17 @@ def test_missing_lists_stop_the_table_before_its_first_run(table, tmp_path):
     assert isinstance(result.exception, FileNotFoundError)
     assert "gone.jsonl" in str(result.exception)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("line", ["[" * 100_000, "[]", '{"valid/stoi'])
+def test_damaged_line_in_the_log_of_a_run_is_named(line, tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "valid/stoi": 0.5}\n{"step": 2}\n')
+    assert _last_validation(tmp_path) == {"valid/stoi": 0.5}
+    with (tmp_path / "metrics.jsonl").open("a") as log:
+        log.write(line)
+
+    with pytest.raises(ValueError, match=r"metrics\.jsonl:3: damaged: .*train the row again"):
+        _last_validation(tmp_path)
 
 
 def make_row(system: str, clip: str, errors: int, words: int) -> Row:

@@ -7,7 +7,6 @@ same clips. What is done is kept in the output folder; the same command goes on 
     words/                word errors                  table.md
 """
 
-import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -17,7 +16,7 @@ import numpy as np
 import torch
 from pydantic import Field, model_validator
 
-from dmcodec.config import Record, load_config
+from dmcodec.config import Record, load_config, parse_json
 from dmcodec.evaluation.about import EvaluationConfig
 from dmcodec.evaluation.measures import MEASURES
 from dmcodec.evaluation.recognizers import BEST
@@ -26,7 +25,7 @@ from dmcodec.evaluation.run import Evaluation, evaluate
 from dmcodec.evaluation.scoring import ScoringConfig, check_models
 from dmcodec.evaluation.statistics import Bootstrap, ratio
 from dmcodec.evaluation.summary import Summary
-from dmcodec.manifest import read_manifest
+from dmcodec.manifest import read_manifests
 from dmcodec.packages import import_package
 from dmcodec.storage import write_whole
 from dmcodec.training.experiment import Experiment
@@ -160,10 +159,14 @@ def _check_before_training(
     import_package("PIL.Image", "the report")
     if config.num_word_clips and needs_recognizer:
         check_models(("words",), ScoringConfig(recognizer=config.recognizer))
-    lists = {manifest for each in experiments for manifest in each.data.train_manifests}
-    lists |= {each.data.valid_manifest for each in experiments if each.data.valid_manifest}
-    for manifest in sorted(lists | set(config.clips)):
-        read_manifest(manifest)
+    lists: list[tuple[tuple[Path, ...], tuple[tuple[str, str], ...]]] = [(config.clips, ())]
+    for data in (each.data for each in experiments):
+        columns = tuple(data.columns.items())
+        lists.append((data.train_manifests, columns))
+        if data.valid_manifest is not None:
+            lists.append(((data.valid_manifest,), columns))
+    for manifests, columns in dict.fromkeys(lists):
+        read_manifests(manifests, columns=dict(columns))
 
 
 def _has_store(experiment: Experiment) -> bool:
@@ -201,8 +204,12 @@ def _evaluate(
 def _last_validation(run: Path) -> dict[str, float]:
     """The last scores on held-out speakers in a run's log."""
     last: dict[str, float] = {}
-    for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
-        values = {k: v for k, v in json.loads(line).items() if k.startswith("valid/")}
+    path = run / "metrics.jsonl"
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            values = {k: v for k, v in parse_json(line).items() if k.startswith("valid/")}
+        except (ValueError, AttributeError) as error:
+            raise ValueError(f"{path}:{number}: damaged: {error}; train the row again") from error
         last = values or last
     return last
 
