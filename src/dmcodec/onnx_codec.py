@@ -178,7 +178,9 @@ class OnnxCodec:
         found: list[NDArray[np.int64]] = []
         total_samples = 0
         parts = overlapping_parts(
-            blocks, WINDOW_FRAMES * self.hop_length, CONTEXT_FRAMES * self.hop_length
+            map(check_samples, blocks),
+            WINDOW_FRAMES * self.hop_length,
+            CONTEXT_FRAMES * self.hop_length,
         )
         for part, before, num_samples in parts:
             codes = self.encode(part, num_codebooks=num_codebooks, search_width=search_width)
