@@ -144,7 +144,27 @@ def test_reconstruct_on_a_full_disk_says_that_it_failed(
     assert "wrote" not in done.stdout
     assert "x.wav: cannot be written: File too large" in done.stderr
     assert "STOI" in done.stdout  # what was measured is shown
-    assert [path.name for path in out.iterdir()] == ["x.dmc"]
+    assert list(out.iterdir()) == []  # nothing of a set that is not whole
+
+
+def test_files_of_a_reconstruction_are_replaced_together(
+    model: Path, sound: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    run("reconstruct", sound, "-o", out, "--model", model)
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    assert before.keys() == {"x.dmc", "x.png", "x.wav"}
+    write_audio(sound, np.linspace(-0.5, 0.5, 9_000, dtype=np.float32))
+    monkeypatch.setattr("dmcodec.files.plot_reconstruction", stop)
+
+    stopped = run("reconstruct", sound, "-o", out, "--force", "--model", model)
+
+    assert isinstance(stopped.exception, KeyboardInterrupt) or stopped.exit_code == 130
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+
+
+def stop(*_: object) -> None:
+    raise KeyboardInterrupt
 
 
 def test_a_file_as_output_folder_is_one_sentence(

@@ -205,7 +205,7 @@ def _last_validation(run: Path) -> dict[str, float]:
     """The last scores on held-out speakers in a run's log."""
     last: dict[str, float] = {}
     path = run / "metrics.jsonl"
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
         try:
             values = {k: v for k, v in parse_json(line).items() if k.startswith("valid/")}
         except (ValueError, AttributeError) as error:
