@@ -24,8 +24,8 @@ _NIST_FIELD = re.compile(rb"^(\w+) -\w+ (\d+)\s*$", re.MULTILINE)
 # Bytes 4 to 12 of an HTK waveform: a period of 1 to 1000 us in 100 ns, samples of 2 bytes.
 _HTK = re.compile(rb".{4}\0\0[\0-\x27].\0\x02\0\0", re.DOTALL)
 _HTK_HEADER_BYTES = 12
-# How files of other kinds begin; too long to be met by chance in sound. Their end is not stated, or
-# libraries do not look at it.
+# How files of other kinds begin; too long to be met by chance in sound. Their end is not stated
+# (PAF, PVF, IRCAM, XI: where such a file was cut cannot be known), or libraries do not look at it.
 _STARTS = [
     re.compile(pattern, re.DOTALL)
     for pattern in (
