@@ -8,11 +8,19 @@ import pytest
 from tests.training.conftest import speech
 from typer.testing import CliRunner
 
-from dmcodec.ablation import AblationConfig, ContentConfig, _by_seed, _pooled, ablate
+from dmcodec.ablation import (
+    AblationConfig,
+    ContentConfig,
+    _by_seed,
+    _last_validation,
+    _pooled,
+    ablate,
+)
 from dmcodec.cli import app
 from dmcodec.config import ConfigError, build_record, load_config
 from dmcodec.evaluation.rows import Row
 from dmcodec.metrics import probe
+from dmcodec.metrics.measure import Group
 
 pytest.importorskip("PIL", reason="the report of an evaluation needs dmcodec[eval]")
 
@@ -110,7 +118,7 @@ def test_content_of_book_one_and_of_all_books_is_in_the_table_for_each_list(
 def test_a_measure_that_cannot_be_computed_stops_the_table_before_its_first_run(
     table, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr("dmcodec.ablation.why_not", lambda name, config: f"{name}: not here")
+    monkeypatch.setattr(Group, "why_not", lambda group, config: f"{group.name}: not here")
     config = load_config(table, AblationConfig, ['measures=["visqol"]'])
 
     with pytest.raises(ValueError, match="visqol: not here"):
@@ -127,6 +135,17 @@ def test_missing_lists_stop_the_table_before_its_first_run(table, tmp_path):
     assert isinstance(result.exception, FileNotFoundError)
     assert "gone.jsonl" in str(result.exception)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("line", ["[" * 100_000, "[]", '{"valid/stoi'])
+def test_damaged_line_in_the_log_of_a_run_is_named(line, tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "valid/stoi": 0.5}\n{"step": 2}\n')
+    assert _last_validation(tmp_path) == {"valid/stoi": 0.5}
+    with (tmp_path / "metrics.jsonl").open("a") as log:
+        log.write(line)
+
+    with pytest.raises(ValueError, match=r"metrics\.jsonl:3: damaged: .*train the row again"):
+        _last_validation(tmp_path)
 
 
 def make_row(system: str, clip: str, errors: int, words: int) -> Row:

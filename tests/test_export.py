@@ -95,6 +95,13 @@ def test_bad_input_is_refused(pair: tuple, tmp_path: Path) -> None:
         exported.encode(np.zeros(0, np.float32))
     with pytest.raises(ValueError, match="dtype int16; give float samples"):
         exported.encode(np.zeros(400, np.int16))
+    blocks = [np.zeros(400, np.float32), np.full(400, 7, np.int16)]
+    with pytest.raises(ValueError, match="dtype int16; give float samples"):
+        exported.encode_long(blocks)
+    waveform = np.linspace(-0.5, 0.5, 700, dtype=np.float32)
+    codes = exported.encode(waveform)
+    np.testing.assert_array_equal(exported.encode(waveform.tolist()), codes)
+    np.testing.assert_array_equal(exported.decode(codes.tolist()), exported.decode(codes))
     with pytest.raises(ValueError, match="codes must be integers"):
         exported.decode(np.zeros((3, 4)))
     with pytest.raises(ValueError, match=r"0\.\.31"):

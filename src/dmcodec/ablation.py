@@ -8,7 +8,6 @@ same clips. What is done is kept in the output folder; the same command goes on 
     table.md
 """
 
-import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -18,14 +17,14 @@ import numpy as np
 import torch
 from pydantic import Field, model_validator
 
-from dmcodec.config import Record, load_config
+from dmcodec.config import Record, load_config, parse_json
 from dmcodec.evaluation.about import EvaluationConfig
 from dmcodec.evaluation.rows import Row, components
 from dmcodec.evaluation.run import Evaluation, evaluate
 from dmcodec.evaluation.scoring import check_models
 from dmcodec.evaluation.statistics import Bootstrap, ratio
 from dmcodec.evaluation.summary import Summary
-from dmcodec.manifest import read_manifest
+from dmcodec.manifest import read_manifest, read_manifests
 from dmcodec.metrics.measure import BEST, ScoringConfig
 from dmcodec.metrics.registry import GROUPS, MEASURES
 from dmcodec.packages import import_package
@@ -184,13 +183,16 @@ def _check_before_training(
     import_package("PIL.Image", "the report")
     if config.num_word_clips and needs_recognizer:
         check_models(("words",), ScoringConfig(recognizer=config.recognizer))
-    lists = {manifest for each in experiments for manifest in each.data.train_manifests}
-    lists |= {each.data.valid_manifest for each in experiments if each.data.valid_manifest}
-    lists |= set(config.clips)
+    lists: list[tuple[tuple[Path, ...], tuple[tuple[str, str], ...]]] = [(config.clips, ())]
+    for data in (each.data for each in experiments):
+        columns = tuple(data.columns.items())
+        lists.append((data.train_manifests, columns))
+        if data.valid_manifest is not None:
+            lists.append(((data.valid_manifest,), columns))
     if config.content:
-        lists |= {*config.content.train, *config.content.clips.values()}
-    for manifest in sorted(lists):
-        read_manifest(manifest)
+        lists += [(config.content.train, ()), (tuple(config.content.clips.values()), ())]
+    for manifests, columns in dict.fromkeys(lists):
+        read_manifests(manifests, columns=dict(columns))
     for measure in config.measures:
         if reason := GROUPS[measure].why_not(ScoringConfig()):
             raise ValueError(reason)
@@ -217,8 +219,12 @@ def _evaluate(
 def _last_validation(run: Path) -> dict[str, float]:
     """The last scores on held-out speakers in a run's log."""
     last: dict[str, float] = {}
-    for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
-        values = {k: v for k, v in json.loads(line).items() if k.startswith("valid/")}
+    path = run / "metrics.jsonl"
+    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
+        try:
+            values = {k: v for k, v in parse_json(line).items() if k.startswith("valid/")}
+        except (ValueError, AttributeError) as error:
+            raise ValueError(f"{path}:{number}: damaged: {error}; train the row again") from error
         last = values or last
     return last
 

@@ -269,8 +269,9 @@ def _to_utterance(entry: Entry, folder: Path, inside: tuple[str, ...], place: st
             "column that has it: --column audio=NAME"
         )
     try:
-        os.fsencode(audio)
-    except UnicodeEncodeError as error:
+        if b"\0" in os.fsencode(audio):
+            raise ValueError("a name holds no NUL")
+    except ValueError as error:
         raise ValueError(f"{place}: {audio!r:.60} cannot be the name of a file") from error
     fields["audio"] = folder / audio
     for key, exact in (("duration_s", "num_samples"), ("offset", "start_samples")):

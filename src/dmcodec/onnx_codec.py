@@ -123,9 +123,9 @@ class OnnxCodec:
         Raises ValueError for no samples, samples that are not float or not finite, books that are
         not there, and widths that are none.
         """
+        waveform = check_samples(waveform)
         if waveform.ndim not in (1, 2) or waveform.size == 0:
             raise ValueError(f"a waveform must be [T] or [B, T], got shape {waveform.shape}")
-        check_samples(waveform)
         problem = find_problem(waveform)
         if problem is not None:
             raise ValueError(f"the waveform {problem}")
@@ -148,6 +148,7 @@ class OnnxCodec:
 
         K may be smaller than the codec's: the first books. `num_samples` None means all.
         """
+        codes = np.asarray(codes)
         if codes.ndim not in (2, 3) or not 1 <= codes.shape[-2] <= self.num_codebooks:
             raise ValueError(f"codes must be [K, L] or [B, K, L], got shape {codes.shape}")
         if codes.dtype.kind not in "iu":
@@ -178,7 +179,9 @@ class OnnxCodec:
         found: list[NDArray[np.int64]] = []
         total_samples = 0
         parts = overlapping_parts(
-            blocks, WINDOW_FRAMES * self.hop_length, CONTEXT_FRAMES * self.hop_length
+            map(check_samples, blocks),
+            WINDOW_FRAMES * self.hop_length,
+            CONTEXT_FRAMES * self.hop_length,
         )
         for part, before, num_samples in parts:
             codes = self.encode(part, num_codebooks=num_codebooks, search_width=search_width)

@@ -4,6 +4,7 @@ import subprocess
 import sys
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -111,6 +112,28 @@ def test_nothing_to_encode_is_an_error() -> None:
         encode_long(CODECS["paper"], [torch.zeros(0)])
     with pytest.raises(ValueError, match="audio is empty"):
         list(encode_windows(CODECS["paper"], [], window_frames=1, context_frames=0))
+
+
+@pytest.mark.parametrize(
+    ("last", "reason"),
+    [
+        (torch.tensor([0.1, float("nan")]), "block 1 has NaN or infinite samples"),
+        (torch.tensor([0.1, -3e38]), "block 1 has samples up to 3e"),
+        (torch.tensor([0.1, 12_000.0]), "block 1 has samples up to 1.2e"),
+        (torch.tensor([3, 4], dtype=torch.int16), "block 1 must be a tensor of float samples"),
+        (torch.zeros(2, 2), r"block 1 must .* got torch.float32 \[2, 2\]"),
+        (np.zeros(2), "block 1 must be a tensor"),
+    ],
+)
+def test_blocks_that_are_no_sound_are_refused(last: Tensor, reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        encode_long(CODECS["paper"], [noise(900, 1), last])
+    with pytest.raises(ValueError, match=reason):
+        list(
+            encode_windows(
+                CODECS["paper"], [noise(900, 1), last], window_frames=1, context_frames=0
+            )
+        )
 
 
 @settings(max_examples=15, deadline=None)

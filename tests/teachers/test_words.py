@@ -38,6 +38,10 @@ def test_given_words_are_read_from_jsonl_and_ctm(tmp_path: Path):
         {"text": "world", "start_s": 0.5, "end_s": 1},
         {"text": "Hello", "start_s": 0, "end_s": 0.25},
     ]
+    words[1]["text"] = "Hello\u2028\x85"  # no ends of lines
+    jsonl.write_text(json.dumps({"id": "u", "words": words}, ensure_ascii=False) + "\n")
+    assert read_word_times(jsonl)["u"][0].text == "Hello\u2028\x85"
+    words[1]["text"] = "Hello"
     jsonl.write_text(json.dumps({"id": "u", "words": words}) + "\n")
     ctm.write_text(";; comment\nu 1 0.5 0.5 world\nu 1 0 0.25 Hello 0.9\n")
     expected = {"u": [Word("Hello", 0, 4_000), Word("world", 8_000, 16_000)]}

@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from os.path import exists
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, BinaryIO, NamedTuple, Self
 
@@ -25,10 +26,10 @@ from dmcodec.cli.options import (
     describe,
     load_codec,
     parse_columns,
-    plain_console,
     read_bytes,
     say_damaged,
 )
+from dmcodec.cli.terminal import complain, plain_console, printable, say
 
 if TYPE_CHECKING:
     from dmcodec.audio import Waveform
@@ -196,7 +197,7 @@ def reconstruct(
     from dmcodec.files import identify, plot_reconstruction
     from dmcodec.files import reconstruct as reconstruct_file
     from dmcodec.paths import plan_outputs
-    from dmcodec.storage import write_whole
+    from dmcodec.storage import replace_together, write_whole
 
     problems: list[str] = []
     paths, names = _find_speech(inputs, parse_columns(columns), problems.append)
@@ -216,11 +217,12 @@ def reconstruct(
         )
         results[path] = _Result.of(result)
         if output is not None:
-            write_whole(target.with_suffix(".dmc"), result.data)
-            write_audio(target, result.decoded, codec.config.sample_rate)
-            plot_reconstruction(
-                result, codec.config.sample_rate, path.name, target.with_suffix(".png")
-            )
+            title, rate = printable(path.name), codec.config.sample_rate
+            with replace_together(target.parent) as aside:  # never the sound of other codes
+                staged = aside / target.name
+                write_whole(staged.with_suffix(".dmc"), result.data)
+                write_audio(staged, result.decoded, rate)
+                plot_reconstruction(result, rate, title, staged.with_suffix(".png"))
             num_written += 1
 
     failed = _for_each(
@@ -236,7 +238,7 @@ def reconstruct(
     )
     _show_reconstructions(codec, results)
     if num_written:
-        typer.echo(f"wrote WAV, .dmc and PNG of {num_written} file(s) to {output}")
+        say(f"wrote WAV, .dmc and PNG of {num_written} file(s) to {output}")
     if failed:
         raise typer.Exit(1)
 
@@ -284,14 +286,14 @@ def _for_each(
     from rich.progress import Progress
 
     failures = list(problems)
-    inputs = {_file_number(path) for path in paths if path.exists()}
+    inputs = {number for path in paths if (number := _file_number(path)) is not None}
     with Progress(transient=True, disable=len(paths) < 2) as progress:
         for path, target in progress.track(
             list(zip(paths, targets, strict=True)), description=title
         ):
             try:
                 for result in (target, *map(target.with_suffix, beside)) if is_writing else ():
-                    if not result.exists():
+                    if not exists(result):
                         continue
                     if _file_number(result) in inputs:
                         raise FileExistsError(
@@ -305,18 +307,21 @@ def _for_each(
                 text = describe(problem)
                 failures.append(text if str(path) in text else f"{path}: {text}")
     for failure in failures:
-        typer.secho(f"dmcodec: {failure}", fg="red", err=True)
+        complain(failure)
     if failures or len(paths) > 1:
         num_done = len(paths) + len(problems) - len(failures)
-        typer.echo(f"{title}: {num_done} done, {len(failures)} failed", err=True)
+        say(f"{title}: {num_done} done, {len(failures)} failed", is_aside=True)
     if failures and end:
         raise typer.Exit(1)
     return bool(failures)
 
 
-def _file_number(path: Path) -> tuple[int, int]:
-    """What a file has under all of its names."""
-    status = path.stat()
+def _file_number(path: Path) -> tuple[int, int] | None:
+    """What a file has under all of its names; None for what is none, or cannot be one."""
+    try:
+        status = path.stat()
+    except (OSError, ValueError):
+        return None
     return status.st_dev, status.st_ino
 
 
@@ -332,9 +337,12 @@ def _find_speech(
     ids: dict[Path, str] = {}
     for utterance in read_manifests(manifests, columns=columns, on_problem=on_problem):
         try:
-            ids[utterance.sound_file] = utterance.id
+            first = ids.setdefault(utterance.sound_file, utterance.id)
         except ValueError as problem:
             on_problem(str(problem))
+            continue
+        if first != utterance.id:
+            on_problem(f"{utterance.id}: is {utterance.audio} once more, as {first}")
     others = find_inputs([path for path in inputs if path not in manifests], on_problem)
     return list(dict.fromkeys([*ids, *others])), ids
 

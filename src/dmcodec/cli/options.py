@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from dmcodec.cli.terminal import say
 from dmcodec.processes import MAX_WORKERS
 
 if TYPE_CHECKING:
     import torch
-    from rich.console import Console
 
     from dmcodec.codec.model import Codec
 
@@ -99,13 +99,6 @@ def parse_seconds(option: str, value: float | str, *, most: float = 86_400.0) ->
     return seconds
 
 
-def plain_console(*, stderr: bool = False) -> "Console":
-    """A console that shows names and messages as they are: text is data, never markup."""
-    from rich.console import Console
-
-    return Console(stderr=stderr, markup=False, emoji=False, highlight=False)
-
-
 def is_out_of_memory(problem: BaseException) -> bool:
     """Whether it says that memory could not be had, in one of the ways of Python and torch."""
     text = str(problem)
@@ -153,4 +146,5 @@ def read_bytes(path: Path) -> bytes:
 
 def say_damaged(path: Path, damaged: Sequence[int]) -> None:
     """What `decode --skip-damage` left silent."""
-    typer.echo(f"{path}: chunks {', '.join(map(str, damaged))} are damaged and silent", err=True)
+    numbers = ", ".join(map(str, damaged))
+    say(f"{path}: chunks {numbers} are damaged and silent", is_aside=True)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, BinaryIO, cast
 import typer
 
 from dmcodec.cli.options import CommandError, SearchWidth, parse_seconds, say_damaged
+from dmcodec.cli.terminal import say
 
 if TYPE_CHECKING:
     import numpy as np
@@ -78,7 +79,7 @@ def stream(
             )
         else:
             report = decode_stream(codec, source, sink, is_wav=wav)
-    typer.echo(f"dmcodec: {report}", err=True)
+    say(f"dmcodec: {report}", is_aside=True)
 
 
 @contextmanager
@@ -263,7 +264,7 @@ def export(
     codec = load(model)
     export_onnx(codec, output, use_int8=int8)
     for line in measure_export(codec, output, speech or [], durations):
-        typer.echo(line)
+        say(line)
 
 
 def onnx_encoder(

@@ -85,6 +85,25 @@ def _rows(audio: np.ndarray | Tensor) -> Tensor:
     return waveform
 
 
+def check_block(block: Tensor, name: str) -> Tensor:
+    """A part [T] of a waveform, which may be empty, as float32 on its device.
+
+    Raises ValueError that names it for what is not float, of another shape, or no sound.
+    """
+    if not isinstance(block, Tensor) or block.ndim != 1 or not block.is_floating_point():
+        found = (
+            f"{block.dtype} {list(block.shape)}"
+            if isinstance(block, Tensor)
+            else type(block).__name__
+        )
+        raise ValueError(f"{name} must be a tensor of float samples [T] in [-1, 1], got {found}")
+    block = block.detach()
+    problem = find_problem(block) if len(block) else None
+    if problem is not None:
+        raise ValueError(f"{name} {problem}")
+    return block.float()
+
+
 def find_problem(waveform: Tensor) -> str | None:
     """As `dmcodec.audio.find_problem`, of at least one sample on any device."""
     from dmcodec.audio import find_problem as find

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dmcodec.audio import overlapping_parts
+from dmcodec.audio import Waveform, overlapping_parts
 from dmcodec.codec.conv import ceil_div
 from dmcodec.codec.fast import (
     FastDecoder,
@@ -26,6 +26,7 @@ from dmcodec.codec.fast import (
     run_direction,
     run_layers,
 )
+from dmcodec.codec.inputs import check_block
 from dmcodec.codec.precision import check_weights, computing_in
 from dmcodec.codec.reach import decoder_reach, encoder_reach
 from dmcodec.codec.seanet import Decoder, Encoder
@@ -63,7 +64,8 @@ def encode_long(
         Codes [K, L] on the codec's device, and the number of samples. A temporary file holds
         five float32 feature vectors a frame meanwhile (about 1 MB a second at full size).
 
-    Raises ValueError when there is no sample at all, and for a search_width that is none.
+    Raises ValueError when there is no sample at all, for samples that are no sound (not float, not
+    finite, far beyond full scale), and for a search_width that is none.
     """
     check_weights(codec)
     check_search_width(search_width)
@@ -134,13 +136,14 @@ def encode_windows(
         num_codebooks: the first n books only; None for all.
         search_width: see `Codec.encode`.
 
-    Raises ValueError when there is no sample at all.
+    Raises ValueError when there is no sample at all, and for samples that are no sound.
     """
     if window_frames < 1 or context_frames < 0:
         raise ValueError("window_frames must be 1 or more and context_frames 0 or more")
     hop_length = codec.config.hop_length
-    waveforms = (block.float().cpu().numpy() for block in blocks)
-    parts = overlapping_parts(waveforms, window_frames * hop_length, context_frames * hop_length)
+    parts = overlapping_parts(
+        _checked(blocks), window_frames * hop_length, context_frames * hop_length
+    )
     is_empty = True
     for part, before, num_samples in parts:
         is_empty = False
@@ -244,14 +247,19 @@ def _convolved_pieces(
     """What the encoder's convolutions make of the waveform: (samples, [n, C]) for each piece."""
     reach = ceil_div(reach_samples, hop_length) * hop_length
     size = chunk_frames * hop_length
-    waveforms = (block.float().cpu().numpy() for block in blocks)
-    for part, before, num_samples in overlapping_parts(waveforms, size, reach):
+    for part, before, num_samples in overlapping_parts(_checked(blocks), size, reach):
         samples, first = torch.from_numpy(part), before // hop_length
         if isinstance(encoder, FastEncoder):
             (x,) = encoder.convolve([samples])
         else:
             x = encoder.convolve(samples[None, None].to(device))[0].t()
         yield num_samples, x[first : first + ceil_div(num_samples, hop_length)]
+
+
+def _checked(blocks: Iterable[Tensor]) -> Iterator[Waveform]:
+    """Parts of a waveform [T_i] as arrays; ValueError for one that is no sound."""
+    for number, block in enumerate(blocks):
+        yield check_block(block, f"block {number}").cpu().numpy()
 
 
 def _run_lstm_layer(

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from dmcodec.codec.conv import Conv1d, ConvTranspose1d, SkipLSTM
 from dmcodec.codec.fast import run_layers
-from dmcodec.codec.inputs import find_problem
+from dmcodec.codec.inputs import check_block
 from dmcodec.codec.precision import check_weights, computing_in
 from dmcodec.codec.seanet import Decoder, DecoderBlock, EncoderBlock, ResidualStack, ResidualUnit
 
@@ -70,12 +70,7 @@ class StreamEncoder:
         hop_length, device = self.codec.config.hop_length, self.codec.device
         heard = []
         for number, (chunk, state) in enumerate(zip(chunks, states, strict=True)):
-            if chunk.ndim != 1 or not chunk.is_floating_point():
-                raise ValueError(f"chunk {number} must be finite float samples [T] in [-1, 1]")
-            problem = find_problem(chunk.detach()) if len(chunk) else None
-            if problem is not None:
-                raise ValueError(f"chunk {number} {problem}")
-            chunk = chunk.float().to(device)
+            chunk = check_block(chunk, f"chunk {number}").to(device)
             heard.append(chunk if state.pending is None else torch.cat([state.pending, chunk]))
         counts = [len(samples) // hop_length for samples in heard]
         frames = [x[: n * hop_length][None] for x, n in zip(heard, counts, strict=True)]

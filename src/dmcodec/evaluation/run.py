@@ -52,7 +52,7 @@ from dmcodec.metrics.recognizers import POCKETSPHINX, resolve_recognizer
 from dmcodec.metrics.registry import GROUPS
 from dmcodec.metrics.words import make_normalizer
 from dmcodec.packages import import_package, install_command
-from dmcodec.storage import lock_folder, write_whole
+from dmcodec.storage import delete_leftovers, lock_folder, replace_together, write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -114,6 +114,7 @@ def _evaluate(
     progress: Progress,
 ) -> Evaluation:
     """`evaluate` in a folder that is this job's alone."""
+    delete_leftovers(output)
     workspace = Workspace(output)
     found = read_manifests(config.manifests, columns=config.columns)
     listed = choose_clips(found, config.protocol, config.num_clips)
@@ -374,18 +375,19 @@ def _write_results(
     utterances: Sequence[Utterance],
     workspace: Workspace,
 ) -> None:
-    write_json_lines(output / "rows.jsonl", (row.model_dump() for row in rows))
-    write_whole(output / "summary.json", summary.model_dump_json(indent=1))
-    write_whole(output / "table.md", to_markdown(summary))
-    write_whole(output / "table.csv", to_csv(summary))
-    write_report(
-        summary,
-        rows,
-        workspace,
-        output / "report.html",
-        texts={u.id: u.text for u in utterances if u.text},
-        played=config.played,
-        max_bytes=config.max_report_bytes,
-    )
+    with replace_together(output) as aside:  # never the tables of other rows
+        write_json_lines(aside / "rows.jsonl", (row.model_dump() for row in rows))
+        write_whole(aside / "summary.json", summary.model_dump_json(indent=1))
+        write_whole(aside / "table.md", to_markdown(summary))
+        write_whole(aside / "table.csv", to_csv(summary))
+        write_report(
+            summary,
+            rows,
+            workspace,
+            aside / "report.html",
+            texts={u.id: u.text for u in utterances if u.text},
+            played=config.played,
+            max_bytes=config.max_report_bytes,
+        )
     if config.export == "versa":
         export_versa(output / "versa", utterances, rows, workspace)

@@ -6,7 +6,6 @@ than 30 s, with position vectors cut to the length.
 Reference: Radford et al. 2022, arXiv:2212.04356.
 """
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dmcodec.config import parse_json
 from dmcodec.pretrained.ctranslate2 import (
     Array,
     CTranslate2Error,
@@ -306,9 +306,9 @@ def _read_tokens(folder: Path) -> dict[str, int]:
     if not path.is_file():
         raise FileNotFoundError(f"{folder}: missing tokenizer.json")
     try:
-        table = json.loads(path.read_text(encoding="utf-8"))
+        table = parse_json(path.read_bytes())
         return {str(each["content"]): int(each["id"]) for each in table["added_tokens"]}
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError) as error:
         raise CTranslate2Error(f"{path}: damaged: {error}") from error
 
 

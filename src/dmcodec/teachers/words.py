@@ -81,8 +81,8 @@ def read_word_times(path: Path) -> dict[str, list[Word]]:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file of word times")
     words: dict[str, list[Word]] = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        if not line.strip() or line.startswith(";;"):
+    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
+        if not line.strip() or line.startswith(b";;"):
             continue
         try:
             if path.suffix == ".jsonl":
@@ -90,10 +90,10 @@ def read_word_times(path: Path) -> dict[str, list[Word]]:
                 found = words.setdefault(str(entry["id"]), [])
                 found += [_timed(w["text"], w["start_s"], w["end_s"]) for w in entry["words"]]
             else:
-                utterance_id, _, start, duration, text, *_ = line.split()
+                utterance_id, _, start, duration, text, *_ = line.decode().split()
                 end = float(start) + float(duration)
                 words.setdefault(utterance_id, []).append(_timed(text, start, end))
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, OverflowError) as error:
             raise ValueError(f"{path}:{number}: no word times: {error}") from error
     return {key: _in_order(each) for key, each in words.items()}
 

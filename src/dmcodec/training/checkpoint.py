@@ -8,13 +8,14 @@ half the size to hand out.
 
 import json
 import logging
+import math
 import re
 import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import Field
+from pydantic import Field, field_validator
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
@@ -64,6 +65,13 @@ class _Progress(Record):
     step: int = Field(ge=0)
     best: dict[str, float]
     gradient_scaler: dict[str, int | float] | None = None
+
+    @field_validator("best")
+    @classmethod
+    def _check_best(cls, best: dict[str, float]) -> dict[str, float]:
+        if best and not best.get("step", math.nan).is_integer():
+            raise ValueError("has scores, but not the step that they are of")
+        return best
 
 
 def save_checkpoint(state: TrainingState, experiment: Experiment, folder: Path) -> Path:

@@ -90,7 +90,7 @@ def _train(
     guidance = _open_guidance(experiment, accelerator)
     stores = guidance.stores if guidance is not None else None
     dataset = SegmentDataset(
-        read_manifests(experiment.data.train_manifests),
+        read_manifests(experiment.data.train_manifests, columns=experiment.data.columns),
         experiment.data,
         seed=experiment.seed,
         stores=stores,

@@ -148,6 +148,9 @@ def _load_optimizer(optimizer: Optimizer, tensors: dict[str, Tensor], name: str)
         number, _, field_name = key.partition(".")
         if not number.isdecimal() or not value.is_floating_point():
             raise StateError(f"{name} does not fit this experiment, see its tensor {key}")
+        is_low = field_name != "exp_avg" and bool((value < 0).any())
+        if is_low or not bool(torch.isfinite(value).all()):
+            raise StateError(f"{name}: {key} holds what no optimizer has: NaN, infinite, below 0")
         entries.setdefault(int(number), {})[field_name] = value
     for index, entry in entries.items():
         is_complete = entry.keys() == {"step", "exp_avg", "exp_avg_sq"} and index < len(parameters)
