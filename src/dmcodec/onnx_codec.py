@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterable, Iterator
+from functools import partial
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,13 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load
 
-from dmcodec.audio import MAX_SAMPLE_RATE, check_samples, find_problem, overlapping_parts
+from dmcodec.audio import MAX_SAMPLE_RATE, Waveform, check_samples, find_problem
 from dmcodec.config import parse_json
 from dmcodec.numpy_search import BookSearch, check_search_width
 from dmcodec.packages import import_package
 from dmcodec.processes import check_count
 from dmcodec.tokens.bitstream import Header
+from dmcodec.windows import decode_windows, encode_windows
 
 WINDOW_FRAMES, CONTEXT_FRAMES = 3000, 500
 """Long sound is worked on a minute at a time with 10 s on either side (the paper's codec)."""
@@ -175,31 +177,36 @@ class OnnxCodec:
         those of the whole but for what its LSTM remembers from further away (docs/results.md).
         Raises ValueError for no samples, and as `encode` does.
         """
-        found: list[NDArray[np.int64]] = []
-        total_samples = 0
-        parts = overlapping_parts(
-            blocks, WINDOW_FRAMES * self.hop_length, CONTEXT_FRAMES * self.hop_length
+        num_samples = 0
+
+        def counted() -> Iterator[Waveform]:
+            nonlocal num_samples
+            for block in blocks:
+                num_samples += len(block)
+                yield block
+
+        windows = encode_windows(
+            partial(self.encode, num_codebooks=num_codebooks, search_width=search_width),
+            counted(),
+            hop_length=self.hop_length,
+            window_frames=WINDOW_FRAMES,
+            context_frames=CONTEXT_FRAMES,
         )
-        for part, before, num_samples in parts:
-            codes = self.encode(part, num_codebooks=num_codebooks, search_width=search_width)
-            first, num_frames = before // self.hop_length, -(-num_samples // self.hop_length)
-            found.append(codes[:, first : first + num_frames])
-            total_samples += num_samples
-        if not found:
-            raise ValueError("audio is empty; give at least one sample")
-        return np.concatenate(found, axis=1), total_samples
+        return np.concatenate(list(windows), axis=1), num_samples
 
     def decode_long(self, codes: NDArray[Any], num_samples: int) -> Iterator[NDArray[np.float32]]:
         """The waveform of codes [K, L] in blocks [T_i] that add up to `num_samples`.
 
         In windows, as `encode_long`.
         """
-        for start in range(0, codes.shape[1], WINDOW_FRAMES):
-            first, stop = max(0, start - CONTEXT_FRAMES), start + WINDOW_FRAMES
-            decoded = self.decode(codes[:, first : stop + CONTEXT_FRAMES])
-            begin = (start - first) * self.hop_length
-            end = min(stop * self.hop_length, num_samples) - first * self.hop_length
-            yield decoded[begin:end]
+        return decode_windows(
+            self.decode,
+            codes,
+            num_samples,
+            hop_length=self.hop_length,
+            window_frames=WINDOW_FRAMES,
+            context_frames=CONTEXT_FRAMES,
+        )
 
     def _open_search(self) -> BookSearch:
         """The search in the exported books, kept with its tables."""

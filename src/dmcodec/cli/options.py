@@ -120,7 +120,7 @@ def load_codec(
     """The codec on a device that works, or a CommandError; sets torch's threads."""
     import torch
 
-    from dmcodec.codec.checkpoint import load
+    from dmcodec.codec.model import load
     from dmcodec.codec.precision import check_precision
 
     if threads is not None:

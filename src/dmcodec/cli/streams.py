@@ -59,7 +59,7 @@ def stream(
     """
     import torch
 
-    from dmcodec.codec.checkpoint import load
+    from dmcodec.codec.model import load
 
     of_encode = (num_codebooks, search_width, packet_frames)
     if direction == Direction.DECODE and of_encode != (None, 1, 1):
@@ -252,7 +252,7 @@ def export(
 
     `dmcodec encode --backend onnx --model DIR` and `decode` use the files without torch.
     """
-    from dmcodec.codec.checkpoint import load
+    from dmcodec.codec.model import load
     from dmcodec.export import export_onnx, measure_export
 
     if format != "onnx":
