@@ -1,4 +1,4 @@
-"""Codes and sound window by window, for networks that look ahead and must not see the whole.
+"""Codes window by window, for networks that look ahead and must not see the whole.
 
 Each window is worked on with context on either side, which is thrown away. What comes out differs
 from that of the whole where the network's LSTM remembers more than the context: docs/results.md has
@@ -52,29 +52,3 @@ def encode_windows(
             yield codes[:, start : start + window_frames]
     if is_empty:
         raise ValueError("audio is empty; give at least one sample")
-
-
-def decode_windows(
-    decode: Callable[[Integers], Waveform],
-    codes: Integers,
-    num_samples: int,
-    *,
-    hop_length: int,
-    window_frames: int,
-    context_frames: int,
-) -> Iterator[Waveform]:
-    """The waveform of codes [K, L] in blocks [T_i] that add up to `num_samples`.
-
-    Args:
-        decode: from codes [K, L] to a waveform [L * hop_length].
-        codes: of all books that are used.
-        num_samples: of the whole waveform.
-        hop_length: samples of a frame.
-        window_frames: frames of a window.
-        context_frames: further frames that are decoded on either side and thrown away.
-    """
-    for start in range(0, codes.shape[1], window_frames):
-        first, stop = max(0, start - context_frames), start + window_frames
-        decoded = decode(codes[:, first : stop + context_frames])
-        end = min(stop * hop_length, num_samples) - first * hop_length
-        yield decoded[(start - first) * hop_length : end]

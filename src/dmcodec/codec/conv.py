@@ -28,10 +28,8 @@ def ceil_div(numerator: Count, denominator: int) -> Count:
 class Memory:
     """What causal layers keep of a stream from one chunk to the next, layer by layer.
 
-    Every layer, in the order in which they run, takes what it kept and keeps something anew.
-
-    Attributes:
-        new: what was kept this time; what was given is left as it is.
+    Every layer, in the order in which they run, takes what it kept, and adds to `new` what it
+    keeps this time; what was given is left as it is.
     """
 
     def __init__(self, old: tuple[Tensor, ...] | None) -> None:
@@ -43,16 +41,12 @@ class Memory:
         """The next tensors of the old; None before the first chunk."""
         return None if self._old is None else tuple(islice(self._old, number))
 
-    def keep(self, *parts: Tensor) -> None:
-        """Adds to the new."""
-        self.new += parts
-
     def put_before(self, x: Tensor, num_steps: int) -> Tensor:
         """[B, C, T] -> [B, C, num_steps + T]: the steps before x, zeros before the first chunk."""
         old = self.take(1)
         past = x.new_zeros(x.shape[0], x.shape[1], num_steps) if old is None else old[0]
         x = torch.cat([past, x], dim=-1)
-        self.keep(x[..., x.shape[-1] - num_steps :].clone())
+        self.new.append(x[..., x.shape[-1] - num_steps :].clone())
         return x
 
 

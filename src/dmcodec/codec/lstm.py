@@ -55,7 +55,7 @@ class SkipLSTM(nn.Module):
             y, (h, c) = run_layers(self.lstm, x, state)
         else:
             y, (h, c) = self.lstm(x, state)
-        memory.keep(h.transpose(0, 1), c.transpose(0, 1))
+        memory.new += [h.transpose(0, 1), c.transpose(0, 1)]
         return (x + y).transpose(1, 2)
 
     def run_items(self, inputs: list[Tensor]) -> list[Tensor]:

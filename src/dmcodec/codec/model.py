@@ -28,7 +28,7 @@ Codes = Tensor | np.ndarray | Sequence[object]
 """[B, K, L] or [K, L] integers, as users have them."""
 
 LONG_FRAMES = 3000
-"""Longer audio (a minute for the paper's codec) goes through long.py: bounded memory."""
+"""Longer audio (a minute for the paper's codec) goes through long.py: `Codec.is_long`."""
 
 
 class WaveformError(ValueError):
@@ -95,6 +95,10 @@ class Codec(CodecNetwork):
         self._inference = Inference()
         return super().train(mode)
 
+    def is_long(self, num_samples: int) -> bool:
+        """Whether a waveform of so many samples is worked on in pieces, for bounded memory."""
+        return num_samples > LONG_FRAMES * self.config.hop_length
+
     @torch.no_grad()
     def encode(
         self,
@@ -126,16 +130,12 @@ class Codec(CodecNetwork):
         waveforms = [
             w.to(self.device) for w in to_waveforms(audio, sample_rate, self.config.sample_rate)
         ]
-        longest = LONG_FRAMES * self.config.hop_length
-        together = iter(
-            self._encode_together(
-                [w for w in waveforms if len(w) <= longest], num_codebooks, search_width
-            )
-        )
+        short = [w for w in waveforms if not self.is_long(len(w))]
+        together = iter(self._encode_together(short, num_codebooks, search_width))
         codes = [
-            next(together)
-            if len(w) <= longest
-            else encode_long(self, [w], num_codebooks=num_codebooks, search_width=search_width)[0]
+            encode_long(self, [w], num_codebooks=num_codebooks, search_width=search_width)[0]
+            if self.is_long(len(w))
+            else next(together)
             for w in waveforms
         ]
         num_samples = torch.tensor([len(w) for w in waveforms], device=self.device)
@@ -181,14 +181,14 @@ class Codec(CodecNetwork):
                 " frame: are these the codes of another codec?"
             )
         items = [encoded.item(i).to(self.device) for i in range(len(encoded))]
-        together = iter(
-            self._decode_together([c for c in items if c.shape[1] <= LONG_FRAMES], first)
-        )
+        sizes = num_samples.tolist()
+        short = [c for c, size in zip(items, sizes, strict=True) if not self.is_long(size)]
+        together = iter(self._decode_together(short, first))
         waveforms = [
-            next(together)
-            if c.shape[1] <= LONG_FRAMES
-            else torch.cat(list(decode_long(self, c, size, first_codebook=first)))
-            for c, size in zip(items, num_samples.tolist(), strict=True)
+            torch.cat(list(decode_long(self, c, size, first_codebook=first)))
+            if self.is_long(size)
+            else next(together)
+            for c, size in zip(items, sizes, strict=True)
         ]
         decoded = _stack_padded([w[:size] for w, size in zip(waveforms, num_samples, strict=True)])
         if not bool(torch.isfinite(decoded).all()):

@@ -51,8 +51,8 @@ class BookSearch:
 
     def is_of(self, codebooks: Tensor) -> bool:
         """Whether these are the codebooks it has, however they were written to."""
-        of_both = [(each.device, each.dtype) for each in (self.codebooks, codebooks)]
-        return of_both[0] == of_both[1] and torch.equal(self.codebooks, codebooks)
+        is_here = self.codebooks.device == codebooks.device
+        return is_here and torch.equal(self.codebooks, codebooks)
 
     def _search_block(self, x: Tensor, num_books: int, width: int) -> Tensor:
         """As `__call__` of vectors that fit the memory together."""
