@@ -333,7 +333,7 @@ def test_wrong_durations_name_the_option_before_any_work(
 def test_sizes_beyond_the_memory_are_one_sentence(
     sound: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dmcodec.codec.checkpoint.load", lambda model: torch.empty(1 << 60))
+    monkeypatch.setattr("dmcodec.codec.model.load", lambda model: torch.empty(1 << 60))
 
     done = program(capsys, "encode", sound)
 

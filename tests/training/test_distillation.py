@@ -9,7 +9,8 @@ import torch.nn.functional as F
 
 from dmcodec.audio import write_audio
 from dmcodec.codec.conv import add_weight_norm
-from dmcodec.codec.model import Codec, CodecConfig, CodecOutput
+from dmcodec.codec.model import Codec, CodecConfig
+from dmcodec.codec.network import CodecOutput
 from dmcodec.codec.quantizer import QuantizerConfig
 from dmcodec.codec.seanet import SEANetConfig
 from dmcodec.data.dataset import DataConfig, SegmentDataset

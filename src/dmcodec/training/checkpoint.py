@@ -19,7 +19,8 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from dmcodec.codec.conv import add_weight_norm, remove_weight_norm
-from dmcodec.codec.model import Codec, CodecConfig
+from dmcodec.codec.model import Codec
+from dmcodec.codec.network import CodecConfig
 from dmcodec.config import ConfigError, Record, build_record, parse_json
 from dmcodec.storage import delete_folder, delete_leftovers, make_folder_whole, write_whole
 from dmcodec.training.experiment import Experiment

@@ -18,7 +18,8 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from dmcodec.codec.model import Codec, CodecConfig, CodecOutput
+from dmcodec.codec.model import Codec
+from dmcodec.codec.network import CodecConfig, CodecOutput
 from dmcodec.data.features import FrameFeatures, TeacherStores
 from dmcodec.data.loader import SegmentBatch, ValidationClip
 from dmcodec.losses.distillation import (

@@ -10,7 +10,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from dmcodec.codec.model import CodecConfig
+from dmcodec.codec.network import CodecConfig
 from dmcodec.config import Record
 from dmcodec.data.dataset import DataConfig
 from dmcodec.discriminators.ensemble import DiscriminatorConfig

@@ -17,7 +17,8 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from dmcodec.codec.model import Codec, CodecOutput
+from dmcodec.codec.model import Codec
+from dmcodec.codec.network import CodecOutput
 from dmcodec.data.loader import SegmentBatch
 from dmcodec.discriminators.ensemble import DiscriminatorOutput
 from dmcodec.losses.adversarial import (
