@@ -16,7 +16,7 @@ from dmcodec.data.dataset import DataConfig
 from dmcodec.discriminators.ensemble import DiscriminatorConfig
 from dmcodec.losses.adversarial import AdversarialKind
 from dmcodec.losses.reconstruction import RELEASE_MEL_SCALES, STFT_SCALES, MelScale, StftScale
-from dmcodec.training.guidance import DistillationConfig
+from dmcodec.training.distillation import DistillationConfig
 
 
 class LossConfig(Record):

@@ -38,8 +38,8 @@ from dmcodec.training.checkpoint import (
     save_checkpoint,
 )
 from dmcodec.training.display import Display
-from dmcodec.training.distillation import Guidance
 from dmcodec.training.experiment import Experiment
+from dmcodec.training.guidance import Guidance
 from dmcodec.training.interruption import Interruption
 from dmcodec.training.state import TrainingState, new_state
 from dmcodec.training.step import train_step

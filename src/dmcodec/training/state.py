@@ -11,8 +11,8 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from dmcodec.codec.conv import add_weight_norm
 from dmcodec.codec.model import Codec
 from dmcodec.discriminators.ensemble import Discriminators
-from dmcodec.training.distillation import make_heads
 from dmcodec.training.experiment import Experiment, OptimizerConfig
+from dmcodec.training.guidance import make_heads
 
 
 class StateError(ValueError):
@@ -25,7 +25,7 @@ class TrainingState:
 
     `codec` and `discriminators` are a `Codec` and `Discriminators` in training form (weight
     normalization), wrapped where several processes work together: see `unwrapped`. `heads` are
-    layers that only some guides need (distillation.py); they learn with the codec.
+    layers that only some guides need (guidance.py); they learn with the codec.
     """
 
     codec: nn.Module

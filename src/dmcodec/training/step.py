@@ -2,7 +2,7 @@
 
     L = w_t L_t + w_f L_f + w_s L_s + w_w L_w + [ w_g L_g + w_m L_m ] + w_d L_LS
         time      mel       STFT      commitment  adversarial, feature  teachers
-                                                  matching              (distillation.py)
+                                                  matching              (guidance.py)
 
 The bracket counts from the adversary's start step on, L_LS where an experiment has teachers. The
 forms of the terms are in `dmcodec.losses`; their weights are those of `LossConfig`.
@@ -27,8 +27,8 @@ from dmcodec.losses.adversarial import (
     generator_loss,
 )
 from dmcodec.losses.reconstruction import mel_loss, stft_loss, waveform_l1_loss
-from dmcodec.training.distillation import Guidance
 from dmcodec.training.experiment import Experiment, LossConfig, OptimizerConfig
+from dmcodec.training.guidance import Guidance
 from dmcodec.training.state import TrainingState, unwrapped
 
 _SMALLEST_SCALE = 2.0**-16

@@ -23,8 +23,8 @@ from dmcodec.metrics.measure import Unmeasurable
 from dmcodec.metrics.opinion import pesq_wb
 from dmcodec.metrics.signal import log_mel, mel_distance
 from dmcodec.sources import find_source
-from dmcodec.training.distillation import Guidance
 from dmcodec.training.experiment import Experiment
+from dmcodec.training.guidance import Guidance
 from dmcodec.training.state import TrainingState, unwrapped
 from dmcodec.training.tracker import Tracker
 
