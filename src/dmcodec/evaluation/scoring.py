@@ -48,7 +48,8 @@ def group_identity(group: Group, config: ScoringConfig) -> str:
 
 def cache_key(group: Group, identity: str, original_hash: str, estimate_hash: str) -> str:
     """The key of a group's scores of one pair, by content."""
-    return hash_text(group.name, identity, original_hash * group.uses_original, estimate_hash)
+    reference = original_hash if group.uses_original else ""
+    return hash_text(group.name, identity, reference, estimate_hash)
 
 
 @dataclass(frozen=True)

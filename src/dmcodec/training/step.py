@@ -131,7 +131,15 @@ def codec_terms(
 
 def total_loss(config: LossConfig, terms: dict[str, Tensor]) -> Tensor:
     """L: each term times its weight, added."""
-    return torch.stack([getattr(config, f"{n}_weight") * term for n, term in terms.items()]).sum()
+    weights = {
+        "time": config.time_weight,
+        "mel": config.mel_weight,
+        "stft": config.stft_weight,
+        "commitment": config.commitment_weight,
+        "adversarial": config.adversarial_weight,
+        "feature_matching": config.feature_matching_weight,
+    }
+    return torch.stack([weights[name] * term for name, term in terms.items()]).sum()
 
 
 def _discriminator_step(
