@@ -217,9 +217,10 @@ def tokenize(  # noqa: PLR0913 (one for each flag)
                 on_progress=advance,
             )
     except OSError as problem:
-        is_kept = problem.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
-        advice = "; finished shards are kept: run the same command again to go on" if is_kept else ""
-        raise CommandError(describe(problem) + advice) from problem
+        message = describe(problem)
+        if problem.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO):
+            message += "; finished shards are kept: run the same command again to go on"
+        raise CommandError(message) from problem
     except torch.OutOfMemoryError as problem:
         raise CommandError("out of memory: lower --batch-seconds") from problem
     for failure in job.failures[:20]:
