@@ -7,23 +7,22 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tests.demo.servers import Server, running
 
 from dmcodec.audio import write_audio
 from dmcodec.tokens.bitstream import loads
 
-from .servers import Server, running
-
-BROWSER = shutil.which("chromium") or shutil.which("chromium-browser")
-for _package in ("gradio", "playwright", "matplotlib"):
-    if importlib.util.find_spec(_package) is None:
-        pytest.skip(f"no {_package}", allow_module_level=True)
-if BROWSER is None:
-    pytest.skip("no browser: apt-get install chromium", allow_module_level=True)
-
+pytest.importorskip("playwright", reason="no playwright")
 from playwright.sync_api import Browser, Page, Request, expect, sync_playwright
 
-pytestmark = pytest.mark.slow
-PATIENCE_MS = 120_000
+BROWSER = shutil.which("chromium") or shutil.which("chromium-browser")
+MISSING = [name for name in ("gradio", "matplotlib") if importlib.util.find_spec(name) is None]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(BROWSER is None, reason="no browser: apt-get install chromium"),
+    pytest.mark.skipif(bool(MISSING), reason=f"no {', '.join(MISSING)}"),
+]
+PATIENCE_MS = 300_000
 EXAMPLE = Path(__file__).parents[2] / "examples" / "4077-13754-0000.flac"
 
 

@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.demo.servers import running
 
 from dmcodec.demo.serve import OwnHostOnly
-
-from .servers import running
 
 needs_gradio = pytest.mark.skipif(importlib.util.find_spec("gradio") is None, reason="no gradio")
 SPACE = Path(__file__).parents[2] / "examples" / "space"
@@ -90,9 +89,11 @@ def test_the_space_starts_where_it_is_told_to(tmp_path: Path) -> None:
         port = free.getsockname()[1]
     there = {"GRADIO_SERVER_NAME": "127.0.0.1", "GRADIO_SERVER_PORT": str(port)}
 
-    with running([str(SPACE / "app.py")], tmp_path, **there) as server:
-        with urllib.request.urlopen(server.address, timeout=60) as answer:
-            page = answer.read().decode()
+    with (
+        running([str(SPACE / "app.py")], tmp_path, **there) as server,
+        urllib.request.urlopen(server.address, timeout=60) as answer,
+    ):
+        page = answer.read().decode()
 
     assert server.address == f"http://127.0.0.1:{port}"
     assert "<title>dmcodec</title>" in page or '"title":"dmcodec"' in page

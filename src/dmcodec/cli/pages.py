@@ -25,9 +25,6 @@ def demo(
     threads: Threads = None,
 ) -> None:
     """Open a page to hear a codec: record or upload, 1 to 8 books, pictures, .dmc files."""
-    from dmcodec.packages import import_package
-
-    import_package("gradio", "the demo")
     import torch
 
     from dmcodec.demo.serve import serve

@@ -13,7 +13,14 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from dmcodec.audio import AudioError, SoundBytes, Waveform, audio_info, read_audio
+from dmcodec.audio import (
+    AudioError,
+    SoundBytes,
+    Waveform,
+    audio_info,
+    read_audio,
+    samples_to_seconds,
+)
 from dmcodec.codec.model import Encoded
 from dmcodec.demo.models import Model, Refused
 from dmcodec.files import describe_cost, pack
@@ -104,7 +111,7 @@ def open_recording(model: Model, sound: SoundBytes, *, max_seconds: float) -> Re
     codec = model.codec
     try:
         info = audio_info(sound)
-        _check_length(sound.name, info.num_samples / info.sample_rate, max_seconds)
+        _check_length(sound.name, info.num_samples, info.sample_rate, max_seconds)
         original = read_audio(sound, sample_rate=codec.config.sample_rate)
     except AudioError as problem:
         raise Refused(f"This cannot be read as sound: {problem}.") from problem
@@ -215,7 +222,7 @@ def _read_codes(model: Model, sound: SoundBytes, max_seconds: float) -> Encoded:
     """The codes of a `.dmc` file, from book 1 on."""
     try:
         header = read_header(sound.data)
-        _check_length(sound.name, header.num_samples / header.sample_rate, max_seconds)
+        _check_length(sound.name, header.num_samples, header.sample_rate, max_seconds)
         file = loads(sound.data)
     except BitstreamError as problem:
         raise Refused(f"{sound.name} cannot be read: {problem}.") from problem
@@ -236,7 +243,8 @@ def _read_codes(model: Model, sound: SoundBytes, max_seconds: float) -> Encoded:
     return Encoded(codes, torch.tensor([header.num_frames]), torch.tensor([header.num_samples]))
 
 
-def _check_length(name: str, duration_s: float, max_seconds: float) -> None:
+def _check_length(name: str, num_samples: int, sample_rate: int, max_seconds: float) -> None:
+    duration_s = samples_to_seconds(num_samples, sample_rate)
     if duration_s > max_seconds:
         raise Refused(
             f"{name} lasts {duration_s:.1f} s, and this page takes up to {max_seconds:g} s: cut "

@@ -23,7 +23,7 @@ from dmcodec.packages import import_package
 
 LOOPBACK = "127.0.0.1"
 MAX_UPLOAD_BYTES = 100 * 2**20
-"""Ten minutes of 48 kHz stereo in 24 bits; what is longer than the limit is refused once read."""
+"""Six minutes of 48 kHz stereo in 24 bits; Gradio refuses more in its own words."""
 _MAX_VISITS = 200
 """Whose recordings are remembered at a time; each may have megabytes."""
 _SWEEP_S = 300.0
@@ -52,7 +52,7 @@ def serve(
     device: torch.device | None = None,
     on_ready: Callable[[str], None] = lambda address: None,
 ) -> None:
-    """Serves the page until the process is interrupted or told to end.
+    """Serves the page until the process is interrupted or told to end; in the main thread alone.
 
     Args:
         names: models to choose from, see `Models`. Others can be typed in only where `host` is a
@@ -75,11 +75,12 @@ def serve(
         for name in ("matplotlib", "PIL"):
             import_package(name, "the demo")
         middleware = import_package("starlette.middleware", "the demo").Middleware
-        page = import_package("dmcodec.demo.page", "the demo")
+        from dmcodec.demo.page import Page
+
         models = Models(names, device=device, is_open=_is_loopback(host))
         models.get(None)  # a name that leads nowhere is said now, not to the first visitor
         visits = Visits(Path(folder))
-        blocks = page.Page(models, visits, max_seconds=max_seconds).blocks
+        blocks = Page(models, visits, max_seconds=max_seconds).blocks
         _, address, _ = blocks.launch(
             server_name=host,
             server_port=port,
