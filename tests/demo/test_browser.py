@@ -141,7 +141,7 @@ def test_bad_uploads_get_a_sentence_and_good_ones_work_afterwards(
     (tmp_path / "broken.dmc").write_bytes(b"\x89DMC\x01 and nothing more")
 
     for name, sentence in (
-        ("cut.flac", "cannot be read as sound: cut.flac"),
+        ("cut.flac", "cut.flac: damaged"),
         ("silent.wav", "silent.wav is silent"),
         ("long.wav", "long.wav lasts 6.0 s, and this page takes up to 5 s"),
         ("broken.dmc", "broken.dmc cannot be read"),

@@ -73,7 +73,7 @@ def test_a_refusal_is_a_sentence_and_leaves_nothing_of_the_one_before(
 
     answer = page.open_first(str(tmp_path / "letter.wav"), None, ANNA)
 
-    assert "This cannot be read as sound: letter.wav" in answer[page.message]
+    assert "letter.wav: cannot be read as sound" in answer[page.message]
     assert str(tmp_path) not in answer[page.message]
     assert (answer[page.recording], answer[page.decoded]) == (None, None)
     assert answer[page.results].visible is False

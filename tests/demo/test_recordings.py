@@ -72,7 +72,7 @@ def test_a_dmc_file_is_known_by_its_content(recording: Recording) -> None:
 @pytest.mark.parametrize(
     ("name", "data", "sentence"),
     [
-        ("x.wav", b"no sound at all, but a letter", "cannot be read as sound: x.wav"),
+        ("x.wav", b"no sound at all, but a letter", "x.wav: cannot be read as sound"),
         ("x.mp3", b"", "x.mp3: the file is empty"),
         ("x.dmc", b"RIFF", "x.dmc cannot be read: not a .dmc file"),
         ("x.wav", dump_wav(np.zeros(4000, np.float32), 16_000), "x.wav is silent"),

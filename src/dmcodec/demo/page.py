@@ -119,23 +119,17 @@ class Page:
         heard["outputs"] = [self.figures, self.pictures]
         mix_again = {"fn": self.mix_voices, "inputs": mixing, "outputs": self.voices, **_ALONE}
 
-        given = (self.upload.upload, self.upload), (self.microphone.stop_recording, self.microphone)
-        for event, source in given:
-            opened = event(self.open_first, [source, self.model], shown, **_ALONE)
+        first = (self.upload, self.microphone, self.clips)
+        for given, sources in _events(*first):
+            opened = given(self.open_first, [*sources, self.model], shown, **_ALONE)
             opened.then(**heard).then(**mix_again)
-        for name, button in self.clips.items():
-            path = gr.State(str(CLIPS[name]))
-            opened = button.click(self.open_first, [path, self.model], shown, **_ALONE)
-            opened.then(**heard).then(**mix_again)
-            opened = self.second_clips[name].click(
-                self.open_second, [path, self.model], mixed, **_ALONE
-            )
+        second = (self.second_upload, self.second_microphone, self.second_clips)
+        for given, sources in _events(*second):
+            opened = given(self.open_second, [*sources, self.model], mixed, **_ALONE)
             opened.then(**mix_again)
-        for event, source in (
-            (self.second_upload.upload, self.second_upload),
-            (self.second_microphone.stop_recording, self.second_microphone),
-        ):
-            event(self.open_second, [source, self.model], mixed, **_ALONE).then(**mix_again)
+        for upload, microphone, clips in (first, second):
+            for button in clips.values():  # what was given before is not what is heard now
+                button.click(lambda: (None, None), outputs=[upload, microphone], **_ALONE)
         changed = self.model.change(self.open_first, [self.path, self.model], shown, **_ALONE)
         changed.then(**heard).then(
             self.open_second, [self.second_path, self.model], mixed, **_ALONE
@@ -325,6 +319,17 @@ def _lay_out_source(which: str) -> tuple[gr.File, gr.Audio, dict[str, gr.Button]
                 for name in CLIPS
             }
     return upload, microphone, clips
+
+
+def _events(
+    upload: gr.File, microphone: gr.Audio, clips: dict[str, gr.Button]
+) -> list[tuple[Any, list[gr.components.Component]]]:
+    """The ways to give a recording: an event, and the parts that then name the file."""
+    return [
+        (upload.upload, [upload]),
+        (microphone.stop_recording, [microphone]),
+        *((button.click, [gr.State(str(CLIPS[name]))]) for name, button in clips.items()),
+    ]
 
 
 def _player(label: str, elem_id: str) -> gr.Audio:

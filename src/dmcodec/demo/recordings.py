@@ -114,7 +114,7 @@ def open_recording(model: Model, sound: SoundBytes, *, max_seconds: float) -> Re
         _check_length(sound.name, info.num_samples, info.sample_rate, max_seconds)
         original = read_audio(sound, sample_rate=codec.config.sample_rate)
     except AudioError as problem:
-        raise Refused(f"This cannot be read as sound: {problem}.") from problem
+        raise Refused(f"{problem}.") from problem
     if is_silent(original):
         raise Refused(f"{sound.name} is silent: there is nothing in it to encode.")
     started = time.perf_counter()
@@ -150,9 +150,8 @@ def describe(recording: Recording, decoded: Decoded) -> dict[str, str]:
         return rows | {"quality": "a .dmc file holds no original to compare with"}
     for name, measure in (("STOI", stoi), ("PESQ-WB", pesq_wb)):
         try:
-            rows[name] = (
-                f"{measure(recording.original, decoded.waveform, recording.sample_rate):.3f}"
-            )
+            score = measure(recording.original, decoded.waveform, recording.sample_rate)
+            rows[name] = f"{score:.3f} against the original"
         except (Unmeasurable, MissingPackage) as reason:
             rows[name] = f"none: {reason}"
     return rows
