@@ -18,8 +18,8 @@ from pathlib import Path
 
 from dmcodec.evaluation.about import EvaluationConfig
 from dmcodec.evaluation.run import evaluate
-from dmcodec.evaluation.scoring import ScoringConfig
 from dmcodec.evaluation.tables import notes, to_markdown, to_short_markdown
+from dmcodec.metrics.measure import ScoringConfig
 
 SYSTEMS = (
     "dmcodec-8=dmcodec:bundled@1:8",

@@ -27,7 +27,7 @@ from transformers import HubertConfig, HubertModel, Wav2Vec2FeatureExtractor
 
 from dmcodec.manifest import read_manifest
 from dmcodec.sources import read_utterance
-from dmcodec.spectral import mel_filterbank
+from dmcodec.spectral import Mel, mel_filterbank
 
 SAMPLE_RATE = 16_000
 WINDOW, HOP = 400, 320  # samples: frame l of the model sees [320 l, 320 l + 400), so do its MFCCs
@@ -71,7 +71,7 @@ def mfcc(waveform: Tensor) -> Tensor:
     """
     windows = waveform.unfold(0, WINDOW, HOP) * torch.hann_window(WINDOW)  # [L, 400]
     power = torch.fft.rfft(windows, 512).abs().square()  # [L, F]
-    filters = mel_filterbank(sample_rate=SAMPLE_RATE, n_fft=512, num_mels=NUM_MELS)
+    filters = mel_filterbank(Mel(sample_rate=SAMPLE_RATE, n_fft=512, num_mels=NUM_MELS))
     log_mel = (power @ filters.T).clamp(min=1e-8).log()  # [L, M]
     band = (torch.arange(NUM_MELS) + 0.5) * torch.pi / NUM_MELS
     cosines = torch.cos(torch.arange(NUM_COEFFICIENTS)[:, None] * band)  # [13, M]

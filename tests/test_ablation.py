@@ -1,22 +1,33 @@
 """`dmcodec ablate`: a table of runs, trained, measured and written."""
 
 import json
+import runpy
 from pathlib import Path
 
 import pytest
 from tests.training.conftest import speech
 from typer.testing import CliRunner
 
-from dmcodec.ablation import AblationConfig, _by_seed, _pooled
+from dmcodec.ablation import (
+    AblationConfig,
+    ContentConfig,
+    _by_seed,
+    _last_validation,
+    _pooled,
+    ablate,
+)
 from dmcodec.cli import app
-from dmcodec.config import ConfigError, build_record
+from dmcodec.config import ConfigError, build_record, load_config
 from dmcodec.evaluation.rows import Row
+from dmcodec.metrics import probe
+from dmcodec.metrics.measure import Group
 
 pytest.importorskip("PIL", reason="the report of an evaluation needs dmcodec[eval]")
 
 __all__ = ["speech"]
 
 TINY = Path(__file__).parents[1] / "configs" / "tiny.toml"
+EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
 @pytest.fixture
@@ -61,6 +72,60 @@ def test_table_has_a_line_for_each_row_and_is_made_again_without_training(table,
     assert {path: path.read_bytes() for path in logs} == logs
 
 
+def test_content_of_book_one_and_of_all_books_is_in_the_table_for_each_list(
+    table, speech, tmp_path, monkeypatch
+):
+    pytest.importorskip("pocketsphinx", reason="pip install 'dmcodec[eval]'")
+    monkeypatch.setattr(probe, "_NUM_STEPS", 2)
+    lines = [json.loads(line) for line in (speech / "valid.jsonl").read_text().splitlines()]
+    for name, some in (("seen", lines[:2]), ("new", lines[2:])):
+        spoken = [
+            {**each, "audio": str(speech / each["audio"]), "text": "the army"} for each in some
+        ]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, spoken)))
+    training = [
+        {**json.loads(line), "text": "some people"}
+        for line in (speech / "train.jsonl").read_text().splitlines()
+    ]
+    for each in training:
+        each["audio"] = str(speech / each["audio"])
+    (tmp_path / "probe.jsonl").write_text("\n".join(map(json.dumps, training)))
+    content = {
+        "train": [tmp_path / "probe.jsonl"],
+        "clips": {name: tmp_path / f"{name}.jsonl" for name in ("seen", "new")},
+    }
+    config = load_config(table, AblationConfig, ["seeds=[3]", "measures=[]"])
+    config = config.model_copy(update={"content": ContentConfig.model_validate(content)})
+
+    text = ablate(config, tmp_path / "out", device="cpu", num_processes=0)
+
+    head, _, *rows = [line.split(" | ") for line in text.splitlines() if line.startswith("| ")]
+    columns = [place for place, name in enumerate(head) if name.startswith("PER of")]
+    assert [head[place] for place in columns] == [
+        "PER of book 1, seen, %",
+        "PER of book 1, new, %",
+        "PER of all books, seen, %",
+        "PER of all books, new, %",
+    ]
+    assert len(rows) == 2
+    for row in rows:
+        for place in columns:
+            assert 0 < float(row[place].split()[0]) <= 200
+    assert "STOI" not in head
+    assert "phone CTC" in text
+
+
+def test_a_measure_that_cannot_be_computed_stops_the_table_before_its_first_run(
+    table, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(Group, "why_not", lambda group, config: f"{group.name}: not here")
+    config = load_config(table, AblationConfig, ['measures=["visqol"]'])
+
+    with pytest.raises(ValueError, match="visqol: not here"):
+        ablate(config, tmp_path / "out", device="cpu")
+    assert not (tmp_path / "out").exists()
+
+
 def test_missing_lists_stop_the_table_before_its_first_run(table, tmp_path):
     text = table.read_text().replace('valid.jsonl"]', 'gone.jsonl"]')
     table.write_text(text)
@@ -70,6 +135,17 @@ def test_missing_lists_stop_the_table_before_its_first_run(table, tmp_path):
     assert isinstance(result.exception, FileNotFoundError)
     assert "gone.jsonl" in str(result.exception)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("line", ["[" * 100_000, "[]", '{"valid/stoi'])
+def test_damaged_line_in_the_log_of_a_run_is_named(line, tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "valid/stoi": 0.5}\n{"step": 2}\n')
+    assert _last_validation(tmp_path) == {"valid/stoi": 0.5}
+    with (tmp_path / "metrics.jsonl").open("a") as log:
+        log.write(line)
+
+    with pytest.raises(ValueError, match=r"metrics\.jsonl:3: damaged: .*train the row again"):
+        _last_validation(tmp_path)
 
 
 def make_row(system: str, clip: str, errors: int, words: int) -> Row:
@@ -109,3 +185,33 @@ def test_two_rows_of_one_name_are_refused():
             {"experiment": TINY, "clips": ["clips.jsonl"], "rows": [row, row]},
             source="test",
         )
+
+
+def test_sentence_lists_keep_the_held_out_voice_and_the_new_sentences_out_of_training(
+    tmp_path, monkeypatch
+):
+    entries = [
+        {"id": f"{speaker}_arctic_{part}000{n}", "audio": "x.flac", "speaker": speaker}
+        for speaker in ("one", "two")
+        for part in "ab"
+        for n in (1, 2)
+    ]
+    entries.append({"id": "other", "audio": "y.flac", "speaker": "three"})
+    (tmp_path / "all.jsonl").write_text("\n".join(map(json.dumps, entries)))
+    arguments = [tmp_path / "all.jsonl", "-o", tmp_path / "lists", "--speaker", "two", "--clips", 1]
+    monkeypatch.setattr("sys.argv", ["sentence_lists.py", *map(str, arguments)])
+
+    runpy.run_path(str(EXAMPLES / "sentence_lists.py"), run_name="__main__")
+
+    ids = {
+        path.stem: [json.loads(line)["id"] for line in path.read_text().splitlines()]
+        for path in (tmp_path / "lists").iterdir()
+    }
+    assert ids == {
+        "train": ["one_arctic_a0001", "one_arctic_a0002", "other"],
+        "probe": ["other"],
+        "seen": ["two_arctic_a0001"],
+        "new": ["two_arctic_b0001"],
+    }
+    first = json.loads((tmp_path / "lists" / "train.jsonl").read_text().splitlines()[0])
+    assert first["audio"] == str(tmp_path / "x.flac")

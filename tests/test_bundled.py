@@ -10,7 +10,8 @@ import pytest
 
 import dmcodec
 from dmcodec.codec.checkpoint import BUNDLED_ID
-from dmcodec.quality import pesq_wb, stoi
+from dmcodec.metrics.intelligibility import stoi
+from dmcodec.metrics.opinion import pesq_wb
 
 ROOT = Path(__file__).parent.parent
 EXAMPLE = ROOT / "examples" / "4077-13754-0000.flac"

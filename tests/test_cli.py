@@ -1,5 +1,6 @@
 """The command line as users meet it: results, exit codes, and one clear sentence for errors."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -389,6 +390,26 @@ def test_one_empty_folder_ends_no_batch(model: Path, speech: Path, tmp_path: Pat
         assert result.exit_code == 1
         assert f"folder {tmp_path / 'empty'} holds no file to work on" in result.output
         assert "3 done, 1 failed" in result.output
+
+
+def test_one_sound_under_two_ids_and_names_too_long_are_said(
+    model: Path, speech: Path, tmp_path: Path
+) -> None:
+    lines = [
+        {"audio": str(speech / "a.1.wav"), "id": "one"},
+        {"audio": str(speech / "a.1.wav"), "id": "two"},
+        {"audio": "x" * 300 + ".wav", "id": "long"},
+    ]
+    (tmp_path / "list.jsonl").write_text("\n".join(map(json.dumps, lines)))
+
+    result = run("reconstruct", tmp_path / "list.jsonl", "--model", model)
+    encoded = run("encode", "y" * 300, speech / "a.1.wav", "-o", tmp_path / "o", "--model", model)
+
+    assert result.exit_code == encoded.exit_code == 1
+    assert f"two: is {speech / 'a.1.wav'} once more, as one" in result.output
+    assert "File name too long" in result.output
+    assert "1 done, 2 failed" in result.output
+    assert "1 done, 1 failed" in encoded.output
 
 
 def test_reconstruct_lists_bad_lines_and_takes_columns(

@@ -199,7 +199,9 @@ def test_interrupted_stream_is_finished_and_whole(codec: Codec, tmp_path: Path) 
             process_group=encoder.pid,
         ) as decoder,
     ):
-        watch = threading.Timer(60, lambda: os.killpg(encoder.pid, signal.SIGKILL))
+        # Only a hang lasts so long, also where two programs take minutes to start.
+        watch = threading.Timer(900, lambda: os.killpg(encoder.pid, signal.SIGKILL))
+        watch.daemon = True
         watch.start()
         assert encoder.stdin is not None
         assert encoder.stdout is not None

@@ -51,6 +51,7 @@ def test_file_fills_the_record(car_file):
         ("a=b/c.jsonl", ["a"], "b/c.jsonl"),
         ("a=x=y", ["a"], "x=y"),
         ("a=1\nb=2", ["a"], "1\nb=2"),
+        ("a=" + "[" * 9999, ["a"], "[" * 9999),
     ],
 )
 def test_assignment_is_read_as_toml_or_as_text(assignment, path, value):
@@ -109,7 +110,16 @@ def test_rule_between_keys_is_told_in_its_own_words(car_file):
         load_config(car_file, Car, ["is_fast=true", "engine.power=1"])
 
 
-@pytest.mark.parametrize("content", [b"name = ", b"[engine\n", b'name = "\xff"\n'])
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"name = ",
+        b"[engine\n",
+        b'name = "\xff"\n',
+        b"name = " + b"[" * 9999,
+        b"name = " + b"1" * 9999,
+    ],
+)
 def test_malformed_file_is_named(tmp_path, content):
     path = tmp_path / "broken.toml"
     path.write_bytes(content)

@@ -95,6 +95,13 @@ def test_bad_input_is_refused(pair: tuple, tmp_path: Path) -> None:
         exported.encode(np.zeros(0, np.float32))
     with pytest.raises(ValueError, match="dtype int16; give float samples"):
         exported.encode(np.zeros(400, np.int16))
+    blocks = [np.zeros(400, np.float32), np.full(400, 7, np.int16)]
+    with pytest.raises(ValueError, match="dtype int16; give float samples"):
+        exported.encode_parts(blocks)
+    waveform = np.linspace(-0.5, 0.5, 700, dtype=np.float32)
+    codes = exported.encode(waveform)
+    np.testing.assert_array_equal(exported.encode(waveform.tolist()), codes)
+    np.testing.assert_array_equal(exported.decode(codes.tolist()), exported.decode(codes))
     with pytest.raises(ValueError, match="codes must be integers"):
         exported.decode(np.zeros((3, 4)))
     with pytest.raises(ValueError, match=r"0\.\.31"):
@@ -129,14 +136,14 @@ def test_long_sound_in_windows_equals_the_whole(
     monkeypatch.setattr("dmcodec.onnx_codec.WINDOW_FRAMES", 10)
     monkeypatch.setattr("dmcodec.onnx_codec.CONTEXT_FRAMES", 30)
 
-    codes, counted = exported.encode_long(blocks, num_codebooks=2)
-    decoded = np.concatenate(list(exported.decode_long(whole, num_samples)))
+    codes, counted = exported.encode_parts(blocks, num_codebooks=2)
+    decoded = np.concatenate(list(exported.decode_parts(whole, num_samples)))
 
     assert counted == num_samples
     np.testing.assert_array_equal(codes, whole[:2])
     np.testing.assert_allclose(decoded, sound, atol=1e-3)  # of full scale: not quite forgotten
     with pytest.raises(ValueError, match="audio is empty"):
-        exported.encode_long([np.zeros(0, np.float32)])
+        exported.encode_parts([np.zeros(0, np.float32)])
 
 
 def test_search_finds_the_codes_of_torch(pair: tuple) -> None:
@@ -145,7 +152,7 @@ def test_search_finds_the_codes_of_torch(pair: tuple) -> None:
     expected = codec.encode(waveforms, num_codebooks=2, search_width=5).codes.numpy()
 
     codes = exported.encode(waveforms, num_codebooks=2, search_width=5)
-    long, counted = exported.encode_long([waveforms[0]], num_codebooks=2, search_width=5)
+    long, counted = exported.encode_parts([waveforms[0]], num_codebooks=2, search_width=5)
 
     np.testing.assert_array_equal(codes, expected)
     np.testing.assert_array_equal(long, expected[0])

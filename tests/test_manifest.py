@@ -2,11 +2,9 @@ import json
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from dmcodec.manifest import Utterance, read_manifest, read_manifests, split_by_speaker
+from dmcodec.manifest import Utterance, read_manifest, read_manifests
 
 
 def write_lines(path: Path, *entries: object) -> Path:
@@ -171,52 +169,3 @@ def test_record_is_frozen_and_strict() -> None:
         make_utterance(0, "a").id = "b"  # type: ignore[misc]
     with pytest.raises(ValidationError, match="Extra inputs"):
         Utterance(id="a", audio=Path("a"), speker="x")  # type: ignore[call-arg]
-
-
-@given(
-    speakers=st.lists(st.integers(0, 30), min_size=60, max_size=120),
-    seed=st.integers(0, 2**32),
-)
-def test_no_speaker_is_in_two_splits(speakers: list[int], seed: int) -> None:
-    utterances = [make_utterance(n, f"s{speaker}") for n, speaker in enumerate(speakers)]
-    utterances += [make_utterance(1_000 + n, f"t{n}") for n in range(10)]
-
-    splits = split_by_speaker(utterances, {"train": 0.6, "valid": 0.2, "test": 0.2}, seed)
-
-    of_split = [{each.speaker for each in members} for members in splits.values()]
-    assert sum(map(len, of_split)) == len(set().union(*of_split))
-    joined = [each for members in splits.values() for each in members]
-    assert sorted(joined, key=lambda each: each.id) == sorted(utterances, key=lambda each: each.id)
-
-
-def test_splits_get_their_share_of_the_samples() -> None:
-    utterances = [make_utterance(n, f"s{n % 50}", 100 + n % 50) for n in range(500)]
-    total = sum(each.num_samples or 0 for each in utterances)
-
-    splits = split_by_speaker(utterances, {"train": 0.8, "valid": 0.1, "test": 0.1}, seed=0)
-
-    for name, share in {"train": 0.8, "valid": 0.1, "test": 0.1}.items():
-        samples = sum(each.num_samples or 0 for each in splits[name])
-        assert abs(samples / total - share) < 0.03  # a speaker is 2 % of the whole
-
-
-def test_split_depends_on_the_seed_but_not_on_the_order() -> None:
-    utterances = [make_utterance(n, f"s{n}") for n in range(40)]
-    fractions = {"train": 0.5, "test": 0.5}
-
-    splits = split_by_speaker(utterances, fractions, seed=3)
-    of_reversed = split_by_speaker(utterances[::-1], fractions, seed=3)
-    of_another_seed = split_by_speaker(utterances, fractions, seed=4)
-
-    assert splits["test"] == of_reversed["test"][::-1]
-    assert splits["test"] != of_another_seed["test"]
-
-
-def test_split_refuses_what_it_cannot_do() -> None:
-    utterances = [make_utterance(n, f"s{n}") for n in range(3)]
-    with pytest.raises(ValueError, match="add up to 1"):
-        split_by_speaker(utterances, {"train": 0.5, "test": 0.4}, seed=0)
-    with pytest.raises(ValueError, match="no speaker fell to test: 3 speakers"):
-        split_by_speaker(utterances, {"train": 0.99, "test": 0.01}, seed=0)
-    with pytest.raises(ValueError, match="'u7' has no speaker"):
-        split_by_speaker([*utterances, make_utterance(7, None)], {"train": 1.0}, seed=0)

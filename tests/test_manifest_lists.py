@@ -277,6 +277,33 @@ def test_fairseq_list_is_read(sounds: list[Path], tmp_path: Path) -> None:
     check_sounds(utterances, sounds)
 
 
+def test_fairseq_texts_stay_with_their_sounds(sounds: list[Path], tmp_path: Path) -> None:
+    lines = [f"{path.name}\t{length}" for path, length in zip(sounds, LENGTHS, strict=True)]
+    lines[1] = lines[1].replace("\t", " ")
+    listed = write(tmp_path / "train.tsv", str(tmp_path / "clips"), *lines)
+    texts = write(tmp_path / "train.wrd", "one\u2028\x85more", "two", "three")
+    problems: list[str] = []
+
+    found = read_manifests([listed], on_problem=problems.append)
+
+    assert about(found) == [("x0", "one\u2028\x85more", None), ("x2", "three", None)]
+    assert len(problems) == 1
+    write(texts, "one", "two")
+    with pytest.raises(ValueError, match=r"train\.wrd: has 2 lines for 3 sounds"):
+        read_manifest(listed)
+
+
+def test_a_name_that_no_file_can_have_ends_no_list(sounds: list[Path], tmp_path: Path) -> None:
+    assert (tmp_path / "clips").is_dir()
+    rows = ["path,sentence", f"{'x' * 300}.wav,long", f"{sounds[0].name},one"]
+    listed = write(tmp_path / "list.csv", *rows)
+    nul = write(tmp_path / "nul.jsonl", '{"audio": "a\\u0000.wav"}')
+
+    assert [each.text for each in read_manifest(listed)] == ["long", "one"]
+    with pytest.raises(ValueError, match=r"nul\.jsonl:1: .* cannot be the name of a file"):
+        read_manifest(nul)
+
+
 def test_ljspeech_list_and_folder_are_read(sounds: list[Path], tmp_path: Path) -> None:
     (tmp_path / "clips").rename(tmp_path / "wavs")
     moved = [tmp_path / "wavs" / path.name for path in sounds]
@@ -333,6 +360,14 @@ def test_lhotse_durations_that_are_none_are_named(value: str, tmp_path: Path) ->
     lines = write(tmp_path / "cuts.jsonl", cut % (value, json.dumps(RECORDING)))
     with pytest.raises(ValueError, match=r"cuts\.jsonl:1: is not a Lhotse cut .*: duration"):
         read_manifest(lines)
+
+
+def test_lhotse_cut_of_a_recording_without_a_length_is_a_segment(tmp_path: Path) -> None:
+    cut = '{"id": "c", "type": "MonoCut", "start": 0, "duration": 0.5, "recording": %s}'
+    recording = json.dumps(RECORDING | {"duration": float("nan")})
+    lines = write(tmp_path / "cuts.jsonl", cut % recording)
+    (utterance,) = read_manifest(lines)
+    assert (utterance.start_samples, utterance.num_samples) == (0, 8_000)
 
 
 def write_tar(path: Path, files: dict[str, bytes], mode: str = "w") -> Path:
@@ -451,6 +486,37 @@ def test_parquet_with_paths_or_arrays_is_read(sounds: list[Path], tmp_path: Path
     pq.write_table(pa.table({"audio": [[0.5, 0.25]]}), tmp_path / "no_rate.parquet")
     (utterance,) = read_manifest(tmp_path / "no_rate.parquet")
     with pytest.raises(ValueError, match="does not say its rate; needs a column sampling_rate"):
+        read_utterance(utterance)
+
+
+@pytest.mark.parametrize("rate", [-5, 10**12, 16_000.5, float("nan")])
+def test_arrays_of_rates_that_are_none_are_refused(rate: float, tmp_path: Path) -> None:
+    pa = pytest.importorskip("pyarrow")
+    pq = pytest.importorskip("pyarrow.parquet")
+    tables = {
+        "column": {"audio": [[0.5, 0.25]], "sampling_rate": [rate]},
+        "struct": {"audio": [{"array": [0.5, 0.25], "sampling_rate": rate}]},
+    }
+    for name, columns in tables.items():
+        pq.write_table(pa.table(columns), tmp_path / f"{name}.parquet")
+        (utterance,) = read_manifest(tmp_path / f"{name}.parquet")
+        with pytest.raises(ValueError, match=rf"{name}\.parquet: row 0: says .* samples a second"):
+            read_utterance(utterance)
+
+
+def test_sounds_stored_with_holes_are_refused(tmp_path: Path) -> None:
+    member = tarfile.TarInfo("a.wav")
+    # Of GNU's old format: 512 bytes that stand for 2**40.
+    member.type, member.size = tarfile.GNUTYPE_SPARSE, 512
+    head = bytearray(member.tobuf(tarfile.GNU_FORMAT))
+    head[386:410] = b"%011o\0%011o\0" % (0, 512)
+    head[483:495] = (1 << 87 | 1 << 40).to_bytes(12, "big")
+    head[483] = 0x80
+    head[148:156] = b"%06o\0 " % tarfile.calc_chksums(bytes(head))[0]
+    (tmp_path / "x.tar").write_bytes(bytes(head) + bytes(512 + 1024))
+
+    (utterance,) = read_manifest(tmp_path / "x.tar")
+    with pytest.raises(ValueError, match=r"a\.wav is stored with holes"):
         read_utterance(utterance)
 
 

@@ -1,6 +1,7 @@
 """Commands neither lose nor mix results, nor say that they wrote what they did not."""
 
 import json
+import logging
 import os
 import shutil
 import subprocess
@@ -16,6 +17,7 @@ from typer.testing import CliRunner
 
 from dmcodec import cli
 from dmcodec.audio import write_audio
+from dmcodec.cli.terminal import show_logs
 from dmcodec.codec.model import Codec, CodecConfig
 from dmcodec.codec.quantizer import QuantizerConfig
 from dmcodec.codec.seanet import SEANetConfig
@@ -142,7 +144,27 @@ def test_reconstruct_on_a_full_disk_says_that_it_failed(
     assert "wrote" not in done.stdout
     assert "x.wav: cannot be written: File too large" in done.stderr
     assert "STOI" in done.stdout  # what was measured is shown
-    assert [path.name for path in out.iterdir()] == ["x.dmc"]
+    assert list(out.iterdir()) == []  # nothing of a set that is not whole
+
+
+def test_files_of_a_reconstruction_are_replaced_together(
+    model: Path, sound: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    run("reconstruct", sound, "-o", out, "--model", model)
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    assert before.keys() == {"x.dmc", "x.png", "x.wav"}
+    write_audio(sound, np.linspace(-0.5, 0.5, 9_000, dtype=np.float32))
+    monkeypatch.setattr("dmcodec.files.plot_reconstruction", stop)
+
+    stopped = run("reconstruct", sound, "-o", out, "--force", "--model", model)
+
+    assert isinstance(stopped.exception, KeyboardInterrupt) or stopped.exit_code == 130
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+
+
+def stop(*_: object) -> None:
+    raise KeyboardInterrupt
 
 
 def test_a_file_as_output_folder_is_one_sentence(
@@ -190,6 +212,54 @@ def test_names_are_data_and_never_markup(model: Path, sound: Path, tmp_path: Pat
     assert "t[red]$x$[" in shown.output
     (tmp_path / "[u]z.dmc").write_bytes((tmp_path / "out" / "x.dmc").read_bytes())
     assert "[u]z.dmc" in run("info", tmp_path / "[u]z.dmc").output
+
+
+CLEAR = "\x1b[2J\x9b31m\x07\x7f\r\u2028"
+SHOWN = r"\x1b[2J\x9b31m\x07\x7f\r\u2028"
+
+
+def test_controls_in_names_do_not_reach_the_terminal(
+    model: Path,
+    sound: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("COLUMNS", "300")
+    kept = "\u3000\u200c\u200d.wav"
+    folder = tmp_path / "in"
+    shutil.copy(sound, folder / f"{CLEAR}.wav")
+    shutil.copy(sound, folder / kept)
+    shutil.copy(sound, os.fsencode(folder) + b"/\xff.wav")
+    (folder / f"no\n{CLEAR}.wav").write_bytes(b"no sound")
+    named = tmp_path / f"m{CLEAR}"
+    shutil.copytree(model, named)
+    (tmp_path / "list.jsonl").write_text(json.dumps({"audio": f"gone{CLEAR}.wav"}))
+    said = ""
+    for arguments, code in (
+        (("reconstruct", folder, "-o", tmp_path / "out", "--model", named), 1),
+        (("reconstruct", tmp_path / "list.jsonl", "--model", model), 1),
+        (("info", named), 0),
+        (("info", tmp_path / f"gone{CLEAR}.dmc"), 1),
+        (("encode", f"--{CLEAR}"), 2),
+    ):
+        done = program(capsys, *arguments)
+        assert done.returncode == code, done.stderr
+        assert SHOWN in done.stdout + done.stderr, arguments
+        said += done.stdout + done.stderr
+
+    assert not set("\x1b\x9b\x07\x7f\r\u2028") & set(said)
+    assert kept in said
+    assert r" \xff.wav " in said
+    assert len(list((tmp_path / "out").glob("*.png"))) == 4
+
+
+def test_controls_in_logged_names_do_not_reach_the_terminal() -> None:
+    show_logs()
+    record = logging.LogRecord("dmcodec.x", logging.WARNING, "x.py", 1, "%s: a", (CLEAR,), None)
+
+    assert logging.lastResort is not None
+    assert logging.lastResort.format(record) == f"{SHOWN}: a"
 
 
 def test_info_names_the_file_and_looks_at_its_codes(
@@ -263,7 +333,7 @@ def test_wrong_durations_name_the_option_before_any_work(
 def test_sizes_beyond_the_memory_are_one_sentence(
     sound: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dmcodec.codec.checkpoint.load", lambda model: torch.empty(1 << 60))
+    monkeypatch.setattr("dmcodec.codec.model.load", lambda model: torch.empty(1 << 60))
 
     done = program(capsys, "encode", sound)
 

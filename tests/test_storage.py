@@ -151,6 +151,16 @@ def test_files_that_belong_together_are_replaced_when_all_are_complete(tmp_path:
     assert found == {"a": "new", "b": "new", "mine": "old"}
 
 
+def test_errors_of_files_aside_name_the_results(tmp_path: Path) -> None:
+    for arguments in ((28, "full", "{}/x.wav"), ("{}/x.wav: full",)):
+        with pytest.raises(OSError, match="full") as raised, replace_together(tmp_path) as aside:
+            raise OSError(
+                *(each.format(aside) if isinstance(each, str) else each for each in arguments)
+            )
+        assert str(tmp_path / "x.wav") in str(raised.value)
+        assert ".part" not in str(raised.value)
+
+
 _UNTIL_FULL = """
 import resource, signal, sys
 from pathlib import Path

@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dmcodec.audio import AudioError, read_audio, resample, write_audio
-    from dmcodec.codec.checkpoint import load
-    from dmcodec.codec.model import Codec, CodecConfig, Encoded
+    from dmcodec.codec.model import Codec, CodecConfig, Encoded, load
     from dmcodec.codec.published import load_published
     from dmcodec.tokens.bitstream import BitstreamError, Header, dumps, loads
 
@@ -39,8 +38,7 @@ __all__ = [
 
 _HOMES = {
     "dmcodec.audio": ("AudioError", "read_audio", "resample", "write_audio"),
-    "dmcodec.codec.checkpoint": ("load",),
-    "dmcodec.codec.model": ("Codec", "CodecConfig", "Encoded"),
+    "dmcodec.codec.model": ("Codec", "CodecConfig", "Encoded", "load"),
     "dmcodec.codec.published": ("load_published",),
     "dmcodec.tokens.bitstream": ("BitstreamError", "Header", "dumps", "loads"),
 }

@@ -4,29 +4,29 @@ Every row is an experiment with some keys set, trained once for each seed and th
 same clips. What is done is kept in the output folder; the same command goes on from there:
 
     runs/<row>-seed<n>/   training runs                evaluation/   quality, codes
-    words/                word errors                  table.md
+    words/                word errors                  content/      phone errors of the probe
+    table.md
 """
 
-import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Self
+from typing import Literal, Self
 
 import numpy as np
 import torch
 from pydantic import Field, model_validator
 
-from dmcodec.config import Record, load_config
+from dmcodec.config import Record, load_config, parse_json
 from dmcodec.evaluation.about import EvaluationConfig
-from dmcodec.evaluation.measures import MEASURES
-from dmcodec.evaluation.recognizers import BEST
 from dmcodec.evaluation.rows import Row, components
 from dmcodec.evaluation.run import Evaluation, evaluate
-from dmcodec.evaluation.scoring import ScoringConfig, check_models
+from dmcodec.evaluation.scoring import check_models
 from dmcodec.evaluation.statistics import Bootstrap, ratio
 from dmcodec.evaluation.summary import Summary
-from dmcodec.manifest import read_manifest
+from dmcodec.manifest import read_manifest, read_manifests
+from dmcodec.metrics.measure import BEST, ScoringConfig
+from dmcodec.metrics.registry import GROUPS, MEASURES
 from dmcodec.packages import import_package
 from dmcodec.storage import write_whole
 from dmcodec.training.experiment import Experiment
@@ -38,6 +38,20 @@ logger = logging.getLogger(__name__)
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how many of it are done, and how many there are."""
+
+
+class ContentConfig(Record):
+    """What the phone probe learns from and hears; see `--measures content` in docs/evaluation.md.
+
+    Attributes:
+        train: manifests that it learns from: speakers and sentences that are not in `clips`.
+        minutes: at most so many of them.
+        clips: what the table calls a list -> its manifest.
+    """
+
+    train: tuple[Path, ...] = Field(min_length=1)
+    minutes: float = Field(60.0, gt=0)
+    clips: dict[str, Path] = Field(min_length=1)
 
 
 class AblationRow(Record):
@@ -68,8 +82,11 @@ class AblationConfig(Record):
         rows: the first is the reference that differences are taken against.
         clips: manifests of the test clips.
         num_clips: how many of them are drawn; None: all.
-        num_word_clips: how many clips are recognized, from book 1 and from all books; 0: none.
+        measures: of quality, as for `dmcodec evaluate --measures`.
+        num_word_clips: how many clips are recognized; 0: none. Always from all books: a decoder
+            that never saw fewer makes noise of book 1 alone.
         recognizer: see `dmcodec evaluate --recognizer`.
+        content: what is measured of the content of book 1 and of all books; None: nothing.
     """
 
     experiment: Path
@@ -78,8 +95,10 @@ class AblationConfig(Record):
     rows: tuple[AblationRow, ...] = Field(min_length=2)
     clips: tuple[Path, ...] = Field(min_length=1)
     num_clips: int | None = Field(None, ge=1)
+    measures: tuple[Literal["stoi", "pesq", "visqol", "distillmos"], ...] = ("stoi", "pesq")
     num_word_clips: int = Field(300, ge=0)
     recognizer: str = BEST
+    content: ContentConfig | None = None
 
     @model_validator(mode="after")
     def _check_names(self) -> Self:
@@ -136,19 +155,23 @@ def ablate(
     progress("training", len(experiments), len(experiments))
 
     whole = {_system(*key): str(folder / "codec") for key, folder in folders.items()}
-    quality = _evaluate(
-        config, whole, ("stoi", "pesq", "codes"), config.num_clips, output / "evaluation",
-        num_processes, models_on, progress,
-    )  # fmt: skip
-    words = None
+    scoring = ScoringConfig(recognizer=config.recognizer, device=models_on)
+    shared = {"manifests": config.clips, "num_processes": num_processes, "scoring": scoring}
+    request = {**shared, "measures": (*config.measures, "codes"), "num_clips": config.num_clips}
+    quality = _evaluate(request, whole, output / "evaluation", progress)
+    words = content = None
     if config.num_word_clips:
+        request = {**shared, "measures": ("words",), "num_clips": config.num_word_clips}
+        words = _evaluate(request, whole, output / "words", progress)
+    if config.content:
+        request = {**shared, "measures": ("content",)}
+        request["manifests"] = tuple(config.content.clips.values())
+        probe = {"content_train": config.content.train, "content_minutes": config.content.minutes}
+        request["scoring"] = scoring.model_copy(update=probe)
         books = {f"{name}.book1": f"{codec}@1" for name, codec in whole.items()}
-        words = _evaluate(
-            config, whole | books, ("words",), config.num_word_clips, output / "words",
-            num_processes, models_on, progress,
-        )  # fmt: skip
+        content = _evaluate(request, whole | books, output / "content", progress)
     losses = {key: _last_validation(folder) for key, folder in folders.items()}
-    table = _make_table(config, quality, words, losses)
+    table = _make_table(config, quality, words, content, losses)
     write_whole(output / "table.md", table)
     return table
 
@@ -160,10 +183,19 @@ def _check_before_training(
     import_package("PIL.Image", "the report")
     if config.num_word_clips and needs_recognizer:
         check_models(("words",), ScoringConfig(recognizer=config.recognizer))
-    lists = {manifest for each in experiments for manifest in each.data.train_manifests}
-    lists |= {each.data.valid_manifest for each in experiments if each.data.valid_manifest}
-    for manifest in sorted(lists | set(config.clips)):
-        read_manifest(manifest)
+    lists: list[tuple[tuple[Path, ...], tuple[tuple[str, str], ...]]] = [(config.clips, ())]
+    for data in (each.data for each in experiments):
+        columns = tuple(data.columns.items())
+        lists.append((data.train_manifests, columns))
+        if data.valid_manifest is not None:
+            lists.append(((data.valid_manifest,), columns))
+    if config.content:
+        lists += [(config.content.train, ()), (tuple(config.content.clips.values()), ())]
+    for manifests, columns in dict.fromkeys(lists):
+        read_manifests(manifests, columns=dict(columns))
+    for measure in config.measures:
+        if reason := GROUPS[measure].why_not(ScoringConfig()):
+            raise ValueError(reason)
 
 
 def _has_store(experiment: Experiment) -> bool:
@@ -176,33 +208,23 @@ def _system(row: str, seed: int) -> str:
 
 
 def _evaluate(
-    config: AblationConfig,
-    codecs: Mapping[str, str],
-    measures: tuple[str, ...],
-    num_clips: int | None,
-    output: Path,
-    num_processes: int,
-    device: str,
-    progress: Progress,
+    request: Mapping[str, object], codecs: Mapping[str, str], output: Path, progress: Progress
 ) -> Evaluation:
-    request = EvaluationConfig.model_validate(
-        {
-            "manifests": config.clips,
-            "systems": tuple(f"{name}=dmcodec:{codec}" for name, codec in codecs.items()),
-            "measures": measures,
-            "num_clips": num_clips,
-            "scoring": {"recognizer": config.recognizer, "device": device},
-            "num_processes": num_processes,
-        }
-    )
-    return evaluate(request, output, progress)
+    """The evaluation of codecs (name -> folder, or folder@books) that `request` describes."""
+    systems = tuple(f"{name}=dmcodec:{codec}" for name, codec in codecs.items())
+    config = EvaluationConfig.model_validate({**request, "systems": systems})
+    return evaluate(config, output, progress)
 
 
 def _last_validation(run: Path) -> dict[str, float]:
     """The last scores on held-out speakers in a run's log."""
     last: dict[str, float] = {}
-    for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
-        values = {k: v for k, v in json.loads(line).items() if k.startswith("valid/")}
+    path = run / "metrics.jsonl"
+    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
+        try:
+            values = {k: v for k, v in parse_json(line).items() if k.startswith("valid/")}
+        except (ValueError, AttributeError) as error:
+            raise ValueError(f"{path}:{number}: damaged: {error}; train the row again") from error
         last = values or last
     return last
 
@@ -211,14 +233,20 @@ def _make_table(
     config: AblationConfig,
     quality: Evaluation,
     words: Evaluation | None,
+    content: Evaluation | None,
     losses: Mapping[tuple[str, int], Mapping[str, float]],
 ) -> str:
     """The table in Markdown: a line for each row, and what the figures are of."""
     has_published = any(row.published_wer for row in config.rows)
-    head = ["row", "distillation loss, text", "speech", "phones in book 1, %", "by chance, %"]
-    head += ["WER book 1, %", "WER, %"] if words else []
+    lists = _clips_by_list(config.content) if config.content else {}
+    head = ["row", "distillation loss, text", "speech"]
+    head += [f"PER of {book}, {name}, %" for book in ("book 1", "all books") for name in lists]
+    head += ["phones in book 1, %", "by chance, %"]
+    head += ["WER, %"] if words else []
     head += ["WER in the paper, %"] if has_published else []
-    head += ["STOI", "PESQ-WB", "book 1 used, %", "perplexity"]
+    head += [MEASURES[each].label for each in config.measures]
+    head += ["book 1 used, %", "perplexity"]
+    reference = [_system(config.rows[0].name, seed) for seed in config.seeds]
     lines = []
     for row in config.rows:
         names = [_system(row.name, seed) for seed in config.seeds]
@@ -228,22 +256,31 @@ def _make_table(
         for teacher in ("text", "speech"):
             key = f"valid/loss_distill_{teacher}"
             cells.append(_by_seed([each[key] for each in own if key in each], 3))
+        for book in (".book1", "") if content else ():
+            systems, first = ([name + book for name in those] for those in (names, reference))
+            for clips in lists.values():
+                rows = [each for each in content.rows if each.id in clips] if content else []
+                cells.append(_pooled(rows, systems, first, "content_per"))
         cells += [_by_seed([100 * each[key] for each in books], 1) for key in ("phones", "chance")]
-        reference = [_system(config.rows[0].name, seed) for seed in config.seeds]
         if words:
-            first = [f"{name}.book1" for name in names]
-            first_reference = [f"{name}.book1" for name in reference]
-            cells.append(_pooled(words.rows, first, first_reference, "wer"))
             cells.append(_pooled(words.rows, names, reference, "wer"))
         if has_published:
             cells.append("-" if row.published_wer is None else f"{row.published_wer:.2f}")
-        cells += [_pooled(quality.rows, names, reference, each) for each in ("stoi", "pesq")]
+        cells += [_pooled(quality.rows, names, reference, each) for each in config.measures]
         cells += [_by_seed([100 * each["usage"] for each in books], 0)]
         cells += [_by_seed([each["perplexity"] for each in books], 0)]
         lines.append(cells)
     rules = ["---"] * len(head)
     text = "\n".join("| " + " | ".join(cells) + " |" for cells in [head, rules, *lines])
-    return text + "\n\n" + _notes(config, quality.summary, words) + "\n"
+    return text + "\n\n" + _notes(config, quality.summary, words, content) + "\n"
+
+
+def _clips_by_list(config: ContentConfig) -> dict[str, set[str]]:
+    """What the table calls a list -> ids of its clips."""
+    return {
+        name: {utterance.id for utterance in read_manifest(path)}
+        for name, path in config.clips.items()
+    }
 
 
 def _first_book(summary: Summary, name: str) -> dict[str, float]:
@@ -310,11 +347,14 @@ def _clips_of(
     }
 
 
-def _notes(config: AblationConfig, summary: Summary, words: Evaluation | None) -> str:
+def _notes(
+    config: AblationConfig, summary: Summary, words: Evaluation | None, content: Evaluation | None
+) -> str:
     notes = [
-        f"Seeds {', '.join(map(str, config.seeds))}. Brackets of word errors, STOI and PESQ: 95 % "
-        "bootstrap intervals over clips; others: least and greatest over seeds. *: differs from "
-        f"{config.rows[0].label or config.rows[0].name} (paired bootstrap over clips, p < 0.05).",
+        f"Seeds {', '.join(map(str, config.seeds))}. Brackets of losses, phones, use and "
+        "perplexity: least and greatest over seeds; others: 95 % bootstrap intervals over clips. "
+        f"*: differs from {config.rows[0].label or config.rows[0].name} (paired bootstrap over "
+        "clips, p < 0.05).",
         f"Distillation losses are on held-out speakers. Quality and codes: "
         f"{summary.about['clips']}, hash {summary.about['hash of clips']}.",
         "Phones in book 1: mutual information with the aligned phones over their entropy. By "
@@ -324,4 +364,7 @@ def _notes(config: AblationConfig, summary: Summary, words: Evaluation | None) -
     if words:
         about = words.summary.about
         notes.append(f"Words: {about['clips']}; {about['recognizer']}.")
+    if content:
+        about = content.summary.about
+        notes.append(f"PER: {about['clips']}; {about['probe of codes']}.")
     return " ".join(notes)

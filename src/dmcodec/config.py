@@ -40,8 +40,8 @@ def parse_assignment(assignment: str) -> tuple[list[str], Any]:
     if not text.strip() or not all(path):
         raise ConfigError(f"cannot use --set {assignment!r}: write key=value or group.key=value")
     try:
-        table = tomllib.loads(f"value = {text}")
-    except tomllib.TOMLDecodeError:
+        table = _parse_toml(f"value = {text}")
+    except ValueError:
         table = {}
     is_one_value = table.keys() == {"value"}
     return path, table["value"] if is_one_value else text.strip()
@@ -72,8 +72,8 @@ def load_config(
     if not path.is_file():
         raise FileNotFoundError(f"no configuration file {path}")
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        table = _parse_toml(path.read_text(encoding="utf-8"))
+    except ValueError as error:
         raise ConfigError(f"{path} is not valid TOML: {error}") from error
     return build_record(record, apply_assignments(table, assignments or []), source=str(path))
 
@@ -91,6 +91,14 @@ def parse_json(text: str | bytes) -> Any:
     """What a JSON text says; ValueError for whatever is wrong with it, deep nesting included."""
     try:
         return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply to be read") from error
+
+
+def _parse_toml(text: str) -> dict[str, Any]:
+    """As `parse_json`, of TOML."""
+    try:
+        return tomllib.loads(text)
     except RecursionError as error:
         raise ValueError("it is nested too deeply to be read") from error
 

@@ -120,6 +120,8 @@ def read_tar_sound(path: Path, offset: int) -> bytes:
                 content = tar.extractfile(member) if member is not None else None
                 if member is None or content is None:
                     raise AudioError(f"{path}: no file begins at byte {offset}")
+                if member.issparse():  # its holes could be of any size
+                    raise AudioError(f"{path}: {member.name} is stored with holes: pack it anew")
                 data = content.read()
     except tarfile.TarError as error:
         raise AudioError(f"{path}: damaged at byte {offset}: {error}") from error

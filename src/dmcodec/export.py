@@ -19,9 +19,9 @@ from torch import Tensor, nn
 
 from dmcodec.audio import read_audio
 from dmcodec.codec.checkpoint import check_values
+from dmcodec.codec.engine import TorchCodec
 from dmcodec.codec.model import Codec
 from dmcodec.codec.precision import check_weights
-from dmcodec.files import identify
 from dmcodec.onnx_codec import (
     BOOKS_NAME,
     CONFIG_NAME,
@@ -33,6 +33,7 @@ from dmcodec.onnx_codec import (
 )
 from dmcodec.packages import import_package
 from dmcodec.storage import replace_together, write_whole
+from dmcodec.tokens.bitstream import make_header
 
 _OPSET = 17
 
@@ -83,7 +84,8 @@ def export_onnx(codec: Codec, folder: Path, *, use_int8: bool = False) -> None:
     import_package("onnx", "export")
     check_weights(codec)
     check_values(codec.state_dict(), codec.state_dict(), f"codec {codec.model_id!r}")
-    config, identity = codec.config, identify(codec)
+    config = codec.config
+    header = make_header(TorchCodec(codec), 1, config.quantizer.num_codebooks)
     codec = copy.deepcopy(codec).cpu().eval()
     waveform = torch.zeros(2, 1, 10 * config.hop_length + 1)
     codes = torch.zeros(2, config.quantizer.num_codebooks, 10, dtype=torch.int64)
@@ -97,12 +99,7 @@ def export_onnx(codec: Codec, folder: Path, *, use_int8: bool = False) -> None:
             _quantize(aside / DECODER_NAME)
         table = {
             "format": FORMAT,
-            "sample_rate": config.sample_rate,
-            "hop_length": config.hop_length,
-            "num_codebooks": config.quantizer.num_codebooks,
-            "codebook_size": config.quantizer.codebook_size,
-            "model_id": identity.model_id,
-            "model_hash": identity.model_hash,
+            **{name: value for name, value in vars(header).items() if name != "num_samples"},
             "lstm_weights": "int8" if use_int8 else "float32",
             "hashes": {
                 name: hash_part((aside / name).read_bytes())
@@ -196,7 +193,9 @@ def _score(
     original: np.ndarray, of_torch: np.ndarray, of_export: np.ndarray, sample_rate: int
 ) -> list[float]:
     """STOI of both, PESQ-WB of both; NaN where there is none."""
-    from dmcodec.quality import Unmeasurable, pesq_wb, stoi
+    from dmcodec.metrics.intelligibility import stoi
+    from dmcodec.metrics.measure import Unmeasurable
+    from dmcodec.metrics.opinion import pesq_wb
 
     values = []
     for measure in (stoi, pesq_wb):

@@ -13,7 +13,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-import numpy as np
 from pydantic import Field, ValidationError, field_validator
 
 from dmcodec.audio import seconds_to_samples
@@ -156,54 +155,6 @@ def _report(error: Exception, on_problem: Callable[[str], None] | None) -> None:
     on_problem(str(error))
 
 
-def split_by_speaker(
-    utterances: Sequence[Utterance], fractions: Mapping[str, float], seed: int
-) -> dict[str, list[Utterance]]:
-    """Utterances dealt to named splits so that no speaker is in two of them.
-
-    Speakers in random order go to the split that lacks most of its share. Shares are of samples
-    when every length is known, else of utterances. The result depends on the set of utterances
-    and the seed, not on their order; inside a split the given order is kept.
-
-    Args:
-        utterances: each with a speaker.
-        fractions: split name -> share, positive, adding up to 1.
-        seed: of the random order.
-
-    Raises:
-        ValueError: an utterance without a speaker, wrong shares, or a split left empty.
-    """
-    if not fractions or min(fractions.values()) <= 0 or abs(sum(fractions.values()) - 1) > 1e-6:
-        raise ValueError(f"fractions must be positive and add up to 1, got {dict(fractions)}")
-    use_samples = all(utterance.num_samples is not None for utterance in utterances)
-    amounts: dict[str, int] = {}
-    for utterance in utterances:
-        if utterance.speaker is None:
-            raise ValueError(f"utterance {utterance.id!r} has no speaker; cannot split by speaker")
-        amount = (utterance.num_samples or 0) if use_samples else 1
-        amounts[utterance.speaker] = amounts.get(utterance.speaker, 0) + amount
-
-    lacking = {name: share * sum(amounts.values()) for name, share in fractions.items()}
-    split_of: dict[str, str] = {}
-    speakers = sorted(amounts)
-    for index in np.random.default_rng(seed).permutation(len(speakers)):
-        speaker = speakers[index]
-        name = max(lacking, key=lambda key: lacking[key])
-        split_of[speaker] = name
-        lacking[name] -= amounts[speaker]
-
-    splits: dict[str, list[Utterance]] = {name: [] for name in fractions}
-    for utterance in utterances:
-        splits[split_of[str(utterance.speaker)]].append(utterance)
-    empty = [name for name, members in splits.items() if not members]
-    if empty:
-        raise ValueError(
-            f"no speaker fell to {', '.join(empty)}: {len(amounts)} speakers are too few for "
-            f"{dict(fractions)}; give it a larger share or more speakers"
-        )
-    return splits
-
-
 class _Named(NamedTuple):
     """An utterance, and the names that may become its id, the shortest first; () when it has one.
 
@@ -269,8 +220,9 @@ def _to_utterance(entry: Entry, folder: Path, inside: tuple[str, ...], place: st
             "column that has it: --column audio=NAME"
         )
     try:
-        os.fsencode(audio)
-    except UnicodeEncodeError as error:
+        if b"\0" in os.fsencode(audio):
+            raise ValueError("a name holds no NUL")
+    except ValueError as error:
         raise ValueError(f"{place}: {audio!r:.60} cannot be the name of a file") from error
     fields["audio"] = folder / audio
     for key, exact in (("duration_s", "num_samples"), ("offset", "start_samples")):

@@ -7,6 +7,7 @@ in manifest_lhotse.py.
 
 from collections.abc import Callable, Iterator
 from itertools import chain
+from os.path import exists
 from pathlib import Path
 
 from dmcodec.audio import AUDIO_SUFFIXES, seconds_to_samples
@@ -115,20 +116,31 @@ def _read_fairseq(path: Path, root: Path, lines: Iterator[tuple[int, str]]) -> E
 
     The numbers of samples are left out: they are at each file's rate, which the list does not say.
     """
-    texts_path = path.with_suffix(".wrd")
-    texts = texts_path.read_text(encoding="utf-8").splitlines() if texts_path.is_file() else []
-    row = 0
-    for number, line in lines:
-        if not line:
-            continue
+    rows = [(number, line) for number, line in lines if line]
+    texts = _read_fairseq_texts(path.with_suffix(".wrd"), len(rows))
+    for row, (number, line) in enumerate(rows):
         name, _, length = line.partition("\t")
         place = f"{path}:{number}"
         if not length.strip().isdigit():
             yield place, ValueError(f"{place}: expected 'path<tab>samples', got {line[:100]!r}")
             continue
-        text = {"text": texts[row]} if row < len(texts) else {}
+        text = {"text": texts[row]} if texts else {}
         yield place, {"audio": str(root / name), "name": name, **text}
-        row += 1
+
+
+def _read_fairseq_texts(path: Path, num_sounds: int) -> list[str]:
+    """A line for each sound; none when there is no such file."""
+    if not path.is_file():
+        return []
+    with open_list(path) as lines:
+        texts = [line for _, line in lines]
+    while texts and not texts[-1]:
+        texts.pop()
+    if texts and len(texts) != num_sounds:
+        raise ValueError(
+            f"{path}: has {len(texts)} lines for {num_sounds} sounds: texts would be of others"
+        )
+    return texts
 
 
 def _read_ljspeech(path: Path, lines: Iterator[tuple[int, str]]) -> Entries:
@@ -164,10 +176,11 @@ class _ClipFolders:
     def __call__(self, entry: Entry) -> Entry:
         """The entry, with the folder; its id stays as if it had none."""
         audio = entry["audio"]
-        if not self._inside or not isinstance(audio, str) or (self._folder / audio).exists():
+        # Of a name that no file can have, os.path says that there is none, where Path raises.
+        if not self._inside or not isinstance(audio, str) or exists(self._folder / audio):
             return entry
         for name in self._inside:
-            if (self._folder / name / audio).exists():
+            if exists(self._folder / name / audio):
                 return {"name": audio, **entry, "audio": f"{name}/{audio}"}
         return entry
 

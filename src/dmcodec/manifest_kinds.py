@@ -1,6 +1,7 @@
 """Which reader a list or a folder needs, by its name and by what is in it."""
 
 import logging
+from os.path import isdir
 from pathlib import Path, PurePosixPath
 
 from dmcodec.audio import find_audio_files
@@ -37,7 +38,7 @@ def is_manifest(path: Path) -> bool:
     name = path.name.lower()
     for compression in COMPRESSIONS:
         name = name.removesuffix(compression)
-    return name.endswith(MANIFEST_SUFFIXES) and not path.is_dir()
+    return name.endswith(MANIFEST_SUFFIXES) and not isdir(path)
 
 
 def read_entries(path: Path, columns: Columns) -> Entries:

@@ -60,7 +60,9 @@ def _read_cut(cut: Entry, path: Path, place: str) -> Entry:
         return {**entry, "audio": tar.name, "entry": offset}
     entry["audio"] = _sound_file(recording, place)
     total_s = recording.get("duration")
-    if start_s > 0 or total_s is None or abs(duration_s - total_s) > _WHOLE_TOLERANCE_S:
+    # NaN is no length: what begins at 0 is then a segment too.
+    is_whole = total_s is not None and abs(duration_s - total_s) <= _WHOLE_TOLERANCE_S
+    if start_s > 0 or not is_whole:
         entry["start_samples"] = seconds_to_samples(start_s)
     return entry
 

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterable, Iterator
+from functools import partial
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,13 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load
 
-from dmcodec.audio import MAX_SAMPLE_RATE, check_samples, find_problem, overlapping_parts
+from dmcodec.audio import MAX_SAMPLE_RATE, Waveform, check_samples, find_problem
 from dmcodec.config import parse_json
 from dmcodec.numpy_search import BookSearch, check_search_width
 from dmcodec.packages import import_package
 from dmcodec.processes import check_count
-from dmcodec.tokens.bitstream import Header
+from dmcodec.tokens.bitstream import make_header
+from dmcodec.windows import encode_windows
 
 WINDOW_FRAMES, CONTEXT_FRAMES = 3000, 500
 """Long sound is worked on a minute at a time with 10 s on either side (the paper's codec)."""
@@ -106,7 +108,7 @@ class OnnxCodec:
         self.codebook_size = int(config["codebook_size"])
         self.model_id, self.model_hash = str(config["model_id"]), str(config["model_hash"])
         self._hashes: dict[str, str] = dict(config.get("hashes", {}))
-        self.header(1, self.num_codebooks)  # refuses what no codec has
+        make_header(self, 1, self.num_codebooks)  # refuses what no codec has
         if self.sample_rate > MAX_SAMPLE_RATE:
             raise ValueError(f"sample_rate is {self.sample_rate}; at most {MAX_SAMPLE_RATE}")
 
@@ -123,9 +125,9 @@ class OnnxCodec:
         Raises ValueError for no samples, samples that are not float or not finite, books that are
         not there, and widths that are none.
         """
+        waveform = check_samples(waveform)
         if waveform.ndim not in (1, 2) or waveform.size == 0:
             raise ValueError(f"a waveform must be [T] or [B, T], got shape {waveform.shape}")
-        check_samples(waveform)
         problem = find_problem(waveform)
         if problem is not None:
             raise ValueError(f"the waveform {problem}")
@@ -148,6 +150,7 @@ class OnnxCodec:
 
         K may be smaller than the codec's: the first books. `num_samples` None means all.
         """
+        codes = np.asarray(codes)
         if codes.ndim not in (2, 3) or not 1 <= codes.shape[-2] <= self.num_codebooks:
             raise ValueError(f"codes must be [K, L] or [B, K, L], got shape {codes.shape}")
         if codes.dtype.kind not in "iu":
@@ -162,37 +165,40 @@ class OnnxCodec:
         waveform = waveform[:, :num_samples]
         return waveform[0] if codes.ndim == 2 else waveform
 
-    def encode_long(
+    def encode_parts(
         self,
-        blocks: Iterable[NDArray[np.float32]],
+        parts: Iterable[NDArray[np.float32]],
         *,
         num_codebooks: int | None = None,
         search_width: int = 1,
     ) -> tuple[NDArray[np.int64], int]:
-        """Codes [K, L] of a waveform that comes in blocks [T_i], and its number of samples.
+        """Codes [K, L] of a waveform that comes in parts [T_i], and its number of samples.
 
         Memory does not grow with the length. The network sees windows with context, so codes are
         those of the whole but for what its LSTM remembers from further away (docs/results.md).
         Raises ValueError for no samples, and as `encode` does.
         """
-        found: list[NDArray[np.int64]] = []
-        total_samples = 0
-        parts = overlapping_parts(
-            blocks, WINDOW_FRAMES * self.hop_length, CONTEXT_FRAMES * self.hop_length
-        )
-        for part, before, num_samples in parts:
-            codes = self.encode(part, num_codebooks=num_codebooks, search_width=search_width)
-            first, num_frames = before // self.hop_length, -(-num_samples // self.hop_length)
-            found.append(codes[:, first : first + num_frames])
-            total_samples += num_samples
-        if not found:
-            raise ValueError("audio is empty; give at least one sample")
-        return np.concatenate(found, axis=1), total_samples
+        num_samples = 0
 
-    def decode_long(self, codes: NDArray[Any], num_samples: int) -> Iterator[NDArray[np.float32]]:
+        def counted() -> Iterator[Waveform]:
+            nonlocal num_samples
+            for part in map(check_samples, parts):
+                num_samples += len(part)
+                yield part
+
+        windows = encode_windows(
+            partial(self.encode, num_codebooks=num_codebooks, search_width=search_width),
+            counted(),
+            hop_length=self.hop_length,
+            window_frames=WINDOW_FRAMES,
+            context_frames=CONTEXT_FRAMES,
+        )
+        return np.concatenate(list(windows), axis=1), num_samples
+
+    def decode_parts(self, codes: NDArray[Any], num_samples: int) -> Iterator[NDArray[np.float32]]:
         """The waveform of codes [K, L] in blocks [T_i] that add up to `num_samples`.
 
-        In windows, as `encode_long`.
+        In windows, as `encode_parts`.
         """
         for start in range(0, codes.shape[1], WINDOW_FRAMES):
             first, stop = max(0, start - CONTEXT_FRAMES), start + WINDOW_FRAMES
@@ -220,15 +226,3 @@ class OnnxCodec:
                 raise ValueError(f"{path} is of another codec: its shape is {codebooks.shape}")
             self._search = BookSearch(codebooks)
         return self._search
-
-    def header(self, num_samples: int, num_codebooks: int) -> Header:
-        """The header of a .dmc file of this codec's codes."""
-        return Header(
-            sample_rate=self.sample_rate,
-            hop_length=self.hop_length,
-            num_codebooks=num_codebooks,
-            codebook_size=self.codebook_size,
-            num_samples=num_samples,
-            model_id=self.model_id,
-            model_hash=self.model_hash,
-        )

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from os.path import isdir
 from pathlib import Path
 
 from dmcodec.audio import find_audio_files
@@ -20,7 +21,7 @@ def find_inputs(
     """
     found: list[Path] = []
     for path in inputs:
-        if not path.is_dir():
+        if not isdir(path):  # of a name that no file can have Path.is_dir raises
             found.append(path)
             continue
         inside = find_audio_files(path) if suffixes is None else find_files(path, suffixes)
@@ -44,7 +45,7 @@ def plan_outputs(
 
     Raises ValueError where two would still be one.
     """
-    roots = [path for path in inputs if path.is_dir()]
+    roots = [path for path in inputs if isdir(path)]
 
     def place(path: Path, name: str) -> Path:
         if folder is None:

@@ -5,6 +5,7 @@ no loss, no figure and no sound file here.
 """
 
 import math
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal, assert_never
 
@@ -23,6 +24,36 @@ _BREAK_MEL = _BREAK_HZ * _LINEAR_MELS_PER_HZ
 _LOG_MELS_PER_NEPER = 27 / math.log(6.4)
 _HTK_MELS_PER_NEPER = 2595 / math.log(10)
 _HTK_BREAK_HZ = 700.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mel:
+    """What a mel spectrogram is made with: its STFT and its filters.
+
+    Attributes:
+        sample_rate: Hz.
+        n_fft: transform size in samples; F = n_fft // 2 + 1.
+        num_mels: M.
+        hop_length: samples between frames; None: a quarter of n_fft.
+        win_length: window size in samples; None: n_fft.
+        f_min: lower edge of the first filter, Hz.
+        f_max: upper edge of the last filter, Hz; None: the Nyquist frequency.
+        formula: how mels follow from Hz. "slaney" is linear below 1 kHz and logarithmic above;
+            "htk" is 2595 log10(1 + f / 700). Both have filters of unit area.
+        allow_empty_filters: accept filters so narrow that no bin falls inside them. Their mel
+            values are always zero. The released DM-Codec trains with such (80 filters on n_fft
+            256 and 128, of which 2 and 13 are empty), so equality with it needs them.
+    """
+
+    sample_rate: int
+    n_fft: int
+    num_mels: int
+    hop_length: int | None = None
+    win_length: int | None = None
+    f_min: float = 0.0
+    f_max: float | None = None
+    formula: MelFormula = "slaney"
+    allow_empty_filters: bool = False
 
 
 def stft(waveform: Tensor, n_fft: int, hop_length: int, win_length: int) -> Tensor:
@@ -72,31 +103,10 @@ def stft(waveform: Tensor, n_fft: int, hop_length: int, win_length: int) -> Tens
     )
 
 
-def mel_filterbank(
-    *,
-    sample_rate: int,
-    n_fft: int,
-    num_mels: int,
-    f_min: float = 0.0,
-    f_max: float | None = None,
-    formula: MelFormula = "slaney",
-    allow_empty_filters: bool = False,
-) -> Tensor:
+def mel_filterbank(mel: Mel) -> Tensor:
     """Triangular mel filters of unit area: a filter w Hz wide has its peak at 2/w.
 
-    The default is what `librosa.filters.mel` gives by default.
-
-    Args:
-        sample_rate: Hz.
-        n_fft: transform size in samples; F = n_fft // 2 + 1.
-        num_mels: M.
-        f_min: lower edge of the first filter, Hz.
-        f_max: upper edge of the last filter, Hz; the Nyquist frequency when not given.
-        formula: how mels follow from Hz. "slaney" is linear below 1 kHz and logarithmic above;
-            "htk" is 2595 log10(1 + f / 700). Both keep the unit area.
-        allow_empty_filters: accept filters so narrow that no bin falls inside them. Their mel
-            values are always zero. The released DM-Codec trains with such (80 filters on n_fft
-            256 and 128, of which 2 and 13 are empty), so equality with it needs them.
+    The default formula is what `librosa.filters.mel` gives by default.
 
     Returns:
         `[M, F]` float32 on the CPU, the caller's own copy.
@@ -107,46 +117,15 @@ def mel_filterbank(
     Reference: Slaney 1998, Auditory Toolbox, Interval Research technical report 1998-010; Young
     et al. 2006, The HTK Book, sec. 5.4 (there without the unit area).
     """
-    f_max = sample_rate / 2 if f_max is None else f_max
-    return _filterbank(
-        sample_rate,
-        n_fft,
-        num_mels,
-        f_min,
-        f_max,
-        formula,
-        allow_empty_filters,
-        torch.device("cpu"),
-        torch.float32,
-    ).clone()
+    return _filterbank(mel, torch.device("cpu"), torch.float32).clone()
 
 
-def mel_spectrogram(
-    waveform: Tensor,
-    *,
-    sample_rate: int,
-    n_fft: int,
-    hop_length: int,
-    win_length: int,
-    num_mels: int,
-    f_min: float = 0.0,
-    f_max: float | None = None,
-    formula: MelFormula = "slaney",
-    allow_empty_filters: bool = False,
-) -> Tensor:
+def mel_spectrogram(waveform: Tensor, mel: Mel) -> Tensor:
     """Mel-weighted STFT magnitudes (not powers), in float32 also under autocast.
 
     Args:
         waveform: `[B, T]`, any T from 1.
-        sample_rate: Hz.
-        n_fft: transform size in samples.
-        hop_length: samples between frames.
-        win_length: window size in samples.
-        num_mels: M.
-        f_min: lower edge of the first filter, Hz.
-        f_max: upper edge of the last filter, Hz; the Nyquist frequency when not given.
-        formula: as in `mel_filterbank`.
-        allow_empty_filters: as in `mel_filterbank`.
+        mel: sizes and filters.
 
     Returns:
         `[B, M, L]`, frames as in `stft`. The gradient is finite everywhere, silence included.
@@ -154,54 +133,20 @@ def mel_spectrogram(
     Raises:
         ValueError: as `stft` and `mel_filterbank`.
     """
-    f_max = sample_rate / 2 if f_max is None else f_max
+    hop_length = mel.n_fft // 4 if mel.hop_length is None else mel.hop_length
+    win_length = mel.n_fft if mel.win_length is None else mel.win_length
     with torch.autocast(waveform.device.type, enabled=False):
-        magnitudes = stft(waveform, n_fft, hop_length, win_length).abs()  # [B, F, L]
-        filters = _filterbank(
-            sample_rate,
-            n_fft,
-            num_mels,
-            f_min,
-            f_max,
-            formula,
-            allow_empty_filters,
-            magnitudes.device,
-            magnitudes.dtype,
-        )
-        return filters @ magnitudes  # [B, M, L]
+        magnitudes = stft(waveform, mel.n_fft, hop_length, win_length).abs()  # [B, F, L]
+        return _filterbank(mel, magnitudes.device, magnitudes.dtype) @ magnitudes  # [B, M, L]
 
 
-def log_mel_spectrogram(
-    waveform: Tensor,
-    *,
-    sample_rate: int,
-    n_fft: int,
-    hop_length: int,
-    win_length: int,
-    num_mels: int,
-    f_min: float = 0.0,
-    f_max: float | None = None,
-    formula: MelFormula = "slaney",
-    allow_empty_filters: bool = False,
-) -> Tensor:
+def log_mel_spectrogram(waveform: Tensor, mel: Mel) -> Tensor:
     """Natural logarithm of `mel_spectrogram`, floored at `LOG_FLOOR`.
 
     Arguments, shapes and errors are those of `mel_spectrogram`. Below the floor the gradient is
     zero.
     """
-    mels = mel_spectrogram(
-        waveform,
-        sample_rate=sample_rate,
-        n_fft=n_fft,
-        hop_length=hop_length,
-        win_length=win_length,
-        num_mels=num_mels,
-        f_min=f_min,
-        f_max=f_max,
-        formula=formula,
-        allow_empty_filters=allow_empty_filters,
-    )
-    return mels.clamp(min=LOG_FLOOR).log()
+    return mel_spectrogram(waveform, mel).clamp(min=LOG_FLOOR).log()
 
 
 @lru_cache(maxsize=64)
@@ -213,18 +158,10 @@ def hann_window(win_length: int, device: torch.device, dtype: torch.dtype) -> Te
 
 
 @lru_cache(maxsize=64)
-def _filterbank(  # the cache key is every argument: two scales can never share one filterbank
-    sample_rate: int,
-    n_fft: int,
-    num_mels: int,
-    f_min: float,
-    f_max: float,
-    formula: MelFormula,
-    allow_empty_filters: bool,
-    device: torch.device,
-    dtype: torch.dtype,
-) -> Tensor:
+def _filterbank(mel: Mel, device: torch.device, dtype: torch.dtype) -> Tensor:
     """Filterbank `[M, F]` computed in float64; shared, so nobody may write into it."""
+    sample_rate, n_fft, num_mels, formula = mel.sample_rate, mel.n_fft, mel.num_mels, mel.formula
+    f_min, f_max = mel.f_min, sample_rate / 2 if mel.f_max is None else mel.f_max
     if sample_rate < 1 or n_fft < 2 or num_mels < 1:
         raise ValueError(
             "sample_rate and num_mels must be positive and n_fft at least 2, got "
@@ -249,7 +186,7 @@ def _filterbank(  # the cache key is every argument: two scales can never share 
         triangles = torch.minimum(rising, falling).clamp(min=0)  # [M, F]
         filters = triangles * (2 / (upper - lower))
         num_empty = int((filters.amax(dim=1) == 0).sum())
-        if num_empty and not allow_empty_filters:
+        if num_empty and not mel.allow_empty_filters:
             raise ValueError(
                 f"{num_empty} of {num_mels} mel filters on n_fft {n_fft} at {sample_rate} Hz hold "
                 "no frequency bin; use fewer mels, a larger n_fft, or allow_empty_filters=True"

@@ -229,11 +229,14 @@ def _temporary_name() -> str:
 
 @contextmanager
 def _errors_named(temporary: Path, path: Path) -> Iterator[None]:
-    """Errors of the system that name the temporary file, or none, name the result instead."""
+    """Errors that name the temporary file or folder, or none, name the result instead."""
     try:
         yield
     except OSError as error:
-        is_ours = error.filename is None or str(error.filename).startswith(str(temporary))
-        if error.errno is None or not is_ours:
+        text, name = str(error), str(error.filename or temporary)
+        if error.errno is None and str(temporary) in text:
+            raise OSError(text.replace(str(temporary), str(path))) from error
+        if error.errno is None or not name.startswith(str(temporary)):
             raise
-        raise OSError(error.errno, error.strerror, str(path)) from error
+        name = name.replace(str(temporary), str(path), 1)
+        raise OSError(error.errno, error.strerror, name) from error

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dmcodec.audio import AudioError, SoundBytes, dump_wav
+from dmcodec.sound.files import MAX_RATE, MIN_RATE
 
 TABLE_SUFFIXES = (".parquet", ".arrow")
 # Rows are decoded a group at a time; a few groups are kept, because neighbours are asked for next.
@@ -94,16 +95,20 @@ def read_table_sound(path: Path, row: int) -> Path | SoundBytes:
     raise AudioError(f"{name} holds no sound file")
 
 
-def _dump_array(cell: Any, rate: int | None, name: str) -> bytes:
+def _dump_array(cell: Any, rate: Any, name: str) -> bytes:
     """Samples, alone or in a struct with their rate, as a WAV file."""
     samples = cell
     if isinstance(cell, dict):
         samples = cell.get("array")
-        rate = next((int(cell[key]) for key in _RATE_COLUMNS if cell.get(key)), rate)
+        rate = next((cell[key] for key in _RATE_COLUMNS if cell.get(key)), rate)
     if not samples:
         raise AudioError(f"{name} holds no samples")
     if rate is None:
         raise AudioError(f"{name}: does not say its rate; needs a column {_RATE_COLUMNS[0]}")
+    if not (isinstance(rate, int | float) and MIN_RATE <= rate <= MAX_RATE and rate == int(rate)):
+        raise AudioError(
+            f"{name}: says {rate!r} samples a second; {MIN_RATE} to {MAX_RATE} can be read"
+        )
     waveform = np.asarray(samples)
     if waveform.ndim != 1 or waveform.dtype.kind not in "fi":
         raise AudioError(f"{name}: its array is not one of mono samples")
@@ -111,7 +116,7 @@ def _dump_array(cell: Any, rate: int | None, name: str) -> bytes:
         if np.abs(waveform).max() > 32768:
             raise AudioError(f"{name}: its whole numbers are no 16-bit samples")
         waveform = waveform / 32768
-    return dump_wav(waveform.astype(np.float32), rate)
+    return dump_wav(waveform.astype(np.float32), int(rate))
 
 
 @lru_cache(maxsize=16)
@@ -157,13 +162,12 @@ def _read_sounds(path: Path, group: int) -> Any:
         raise AudioError(f"{path}: damaged in row group {group}: {error}") from error
 
 
-def _row_rate(path: Path, group: int, number: int) -> int | None:
-    """The rate that a column of its own gives a row."""
+def _row_rate(path: Path, group: int, number: int) -> Any:
+    """The rate that a column of its own gives a row, as it is; None when there is none."""
     table = _open_table(path)
     for name in _RATE_COLUMNS:
         if name in _schema(table).names:
-            value = _read_columns(table, group, [name])[name][number]
-            return None if value is None else int(value)
+            return _read_columns(table, group, [name])[name][number]
     return None
 
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from dmcodec.codec.checkpoint import CheckpointError, load
+from dmcodec.codec.checkpoint import CheckpointError
 from dmcodec.codec.conv import add_weight_norm, remove_weight_norm
-from dmcodec.codec.model import Codec
+from dmcodec.codec.model import Codec, load
 from dmcodec.config import ConfigError
 
 

@@ -6,13 +6,13 @@ from torch import nn
 from dmcodec.codec.conv import (
     Conv1d,
     ConvTranspose1d,
-    SkipLSTM,
     add_weight_norm,
     ceil_div,
     length_mask,
     pad_reflect,
     remove_weight_norm,
 )
+from dmcodec.codec.lstm import SkipLSTM
 
 # kernel, stride, dilation: every kind that SEANet has, and odd ones
 SHAPES = [(7, 1, 1), (1, 1, 1), (3, 1, 1), (3, 1, 4), (4, 2, 1), (10, 5, 1), (16, 8, 1), (6, 3, 1)]

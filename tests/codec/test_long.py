@@ -4,18 +4,20 @@ import subprocess
 import sys
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from dmcodec.codec import fast
-from dmcodec.codec.long import decode_long, encode_long, encode_windows
+from dmcodec.codec import lstm
+from dmcodec.codec.long import decode_long, encode_long
 from dmcodec.codec.model import Codec, CodecConfig
 from dmcodec.codec.quantizer import QuantizerConfig
 from dmcodec.codec.seanet import SEANetConfig
 from dmcodec.codec.spectral_decoder import SpectralConfig
+from dmcodec.windows import encode_windows
 
 
 def make_codec(
@@ -97,7 +99,7 @@ def test_a_large_lstm_is_carried_through_pieces_too(
     codec, waveform = CODECS[kind], noise(7000, seed=2)
     whole = codec.encode(waveform)
     expected = codec.decode(whole)[0]
-    monkeypatch.setattr(fast, "LARGE_LSTM", 1)
+    monkeypatch.setattr(lstm, "LARGE_LSTM", 1)
 
     codes, _ = encode_long(codec, [waveform], chunk_frames=5)
     decoded = torch.cat(list(decode_long(codec, codes, 7000, chunk_frames=4)))
@@ -109,8 +111,25 @@ def test_a_large_lstm_is_carried_through_pieces_too(
 def test_nothing_to_encode_is_an_error() -> None:
     with pytest.raises(ValueError, match="audio is empty"):
         encode_long(CODECS["paper"], [torch.zeros(0)])
+    windows = encode_windows(np.copy, [], hop_length=1, window_frames=1, context_frames=0)
     with pytest.raises(ValueError, match="audio is empty"):
-        list(encode_windows(CODECS["paper"], [], window_frames=1, context_frames=0))
+        list(windows)
+
+
+@pytest.mark.parametrize(
+    ("last", "reason"),
+    [
+        (torch.tensor([0.1, float("nan")]), "block 1 has NaN or infinite samples"),
+        (torch.tensor([0.1, -3e38]), "block 1 has samples up to 3e"),
+        (torch.tensor([0.1, 12_000.0]), "block 1 has samples up to 1.2e"),
+        (torch.tensor([3, 4], dtype=torch.int16), "block 1 must be a tensor of float samples"),
+        (torch.zeros(2, 2), r"block 1 must .* got torch.float32 \[2, 2\]"),
+        (np.zeros(2), "block 1 must be a tensor"),
+    ],
+)
+def test_blocks_that_are_no_sound_are_refused(last: Tensor, reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        encode_long(CODECS["paper"], [noise(900, 1), last])
 
 
 @settings(max_examples=15, deadline=None)
@@ -127,10 +146,13 @@ def test_windows_cover_every_frame_and_equal_the_whole_with_enough_context(
     whole = codec.encode(waveform).codes[0]
 
     def windows(context_frames: int) -> list[Tensor]:
-        blocks = list(waveform.split(block))
         return list(
             encode_windows(
-                codec, blocks, window_frames=window_frames, context_frames=context_frames
+                lambda part: codec.encode(part).codes[0],
+                [each.numpy() for each in waveform.split(block)],
+                hop_length=codec.config.hop_length,
+                window_frames=window_frames,
+                context_frames=context_frames,
             )
         )
 

@@ -7,12 +7,12 @@ import pytest
 import torch
 
 from dmcodec.audio import SoundBytes, Waveform, dump_wav
+from dmcodec.codec.engine import TorchCodec
 from dmcodec.codec.model import Codec, CodecConfig
 from dmcodec.codec.quantizer import QuantizerConfig
 from dmcodec.codec.seanet import SEANetConfig
 from dmcodec.demo.models import Model
 from dmcodec.demo.recordings import Recording, open_recording
-from dmcodec.files import identify
 
 
 def make_model(seed: int) -> Model:
@@ -25,7 +25,7 @@ def make_model(seed: int) -> Model:
         )
         codec = Codec(config)
         codec(torch.randn(8, 1, 6400) * 0.1, update=True)  # books as far apart as its latents
-    return Model(codec.eval(), identify(codec))
+    return Model(TorchCodec(codec.eval()))
 
 
 def make_noise(num_samples: int, seed: int) -> Waveform:

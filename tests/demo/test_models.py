@@ -13,7 +13,7 @@ def test_a_folder_is_loaded_once(model: Model, model_folder: Path) -> None:
 
     loaded = models.get(None)
 
-    assert loaded.identity.model_hash == model.identity.model_hash
+    assert loaded.engine.model_hash == model.engine.model_hash
     assert models.get(f" {model_folder} ") is loaded
     assert loaded.describe() == "3 books of 16 codes, 50 frames a second, 0.6 kbps at 16 kHz"
 

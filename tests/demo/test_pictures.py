@@ -16,7 +16,7 @@ from dmcodec.demo.pictures import (
     show_players,
 )
 from dmcodec.demo.recordings import Recording, decode, open_recording
-from dmcodec.quality import log_mel
+from dmcodec.metrics.signal import log_mel
 
 matplotlib = pytest.importorskip("matplotlib", reason="no matplotlib")
 images = pytest.importorskip("PIL.Image", reason="no pillow")

@@ -114,7 +114,7 @@ def test_a_dmc_file_that_claims_hours_is_refused_unread(recording: Recording) ->
 def test_codes_of_another_model_are_refused_by_both_names(
     recording: Recording, other_model: Model
 ) -> None:
-    hashes = [each.identity.model_hash for each in (recording.model, other_model)]
+    hashes = [each.engine.model_hash for each in (recording.model, other_model)]
 
     with pytest.raises(Refused, match=rf"\({hashes[0]}\), and .*\({hashes[1]}\) is chosen"):
         _open(other_model, SoundBytes("a.dmc", recording.dumps(3)))

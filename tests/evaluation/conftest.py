@@ -6,21 +6,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tests.metrics.conftest import speech
 
-from dmcodec.audio import read_audio, remove_dc, write_audio
+from dmcodec.audio import write_audio
 from dmcodec.codec.model import Codec, CodecConfig
 from dmcodec.codec.quantizer import QuantizerConfig
 from dmcodec.codec.seanet import SEANetConfig
 
-EXAMPLE = Path(__file__).parents[2] / "examples" / "4077-13754-0000.flac"
+__all__ = ["speech"]
+
 TEXT = "the army found the people in poverty and left them in comparative wealth"
-
-
-@pytest.fixture(scope="session")
-def speech() -> np.ndarray:
-    """4.8 s of real speech at 16 kHz, without DC, within 16 bits."""
-    waveform = remove_dc(read_audio(EXAMPLE))
-    return (np.round(waveform * 32768) / 32768).astype(np.float32)
 
 
 @pytest.fixture(scope="session")

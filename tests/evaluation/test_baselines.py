@@ -7,8 +7,8 @@ import pytest
 
 from dmcodec.audio import write_audio
 from dmcodec.evaluation.baselines import ogg_packet_bits
-from dmcodec.evaluation.signal import delay_ms
 from dmcodec.evaluation.systems import System, open_system, parse_system
+from dmcodec.metrics.signal import delay_ms
 
 needs_opus = pytest.mark.skipif(shutil.which("opusenc") is None, reason="no opus-tools")
 needs_codec2 = pytest.mark.skipif(shutil.which("c2enc") is None, reason="no codec2")

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 
 from dmcodec.audio import write_audio
-from dmcodec.evaluation import probe
 from dmcodec.evaluation.about import EvaluationConfig
 from dmcodec.evaluation.content import choose_training, pronounce_all
-from dmcodec.evaluation.phones import PhoneAligner
 from dmcodec.evaluation.run import evaluate
 from dmcodec.manifest import read_manifest
-from dmcodec.quality import Unmeasurable
+from dmcodec.metrics import probe
+from dmcodec.metrics.measure import Unmeasurable
+from dmcodec.metrics.phones import PhoneAligner
 
 pytest.importorskip("pocketsphinx", reason="pip install 'dmcodec[eval]'")
 pytest.importorskip("jiwer", reason="pip install 'dmcodec[eval]'")

@@ -17,14 +17,14 @@ import soundfile
 
 from dmcodec.evaluation.about import EvaluationConfig
 from dmcodec.evaluation.charts import Point, bitrate_chart
-from dmcodec.evaluation.measures import MEASURES
 from dmcodec.evaluation.run import Evaluation, evaluate
-from dmcodec.evaluation.scoring import ScoringConfig, why_not
-from dmcodec.evaluation.storage import CachedScores
+from dmcodec.evaluation.storage import CachedScores, SoundRecord, Workspace
+from dmcodec.metrics.measure import Group, ScoringConfig
+from dmcodec.metrics.registry import GROUPS, MEASURES
 from dmcodec.storage import FolderInUse, lock_folder
 
 MEASURED = ("stoi", "pesq", "signal", "codes", "utmos")
-missing = [r for name in MEASURED[:2] if (r := why_not(name, ScoringConfig())) is not None]
+missing = [r for name in MEASURED[:2] if (r := GROUPS[name].why_not(ScoringConfig())) is not None]
 pytestmark = pytest.mark.skipif(bool(missing), reason="; ".join(missing))
 pytest.importorskip("PIL", reason="pip install pillow")
 
@@ -137,8 +137,8 @@ def test_limit_of_time_leaves_slow_measures_on_the_same_clips_of_all_systems(
     config = configure(manifest, codec_folder, measures=("words", "stoi"), max_minutes=1e-9)
     transcribed: list[str] = []
 
-    def transcribe(name: str, key: str, original: object, estimate: np.ndarray) -> CachedScores:
-        transcribed.append(name)
+    def transcribe(group: Group, key: str, original: object, estimate: np.ndarray) -> CachedScores:
+        transcribed.append(group.name)
         return CachedScores(key=key, values={}, missing={}, text="some words of it")
 
     monkeypatch.setattr("dmcodec.evaluation.scoring.score_group", transcribe)
@@ -206,6 +206,60 @@ def _cache_lines(output: Path) -> dict[str, int]:
         path.name: len(path.read_text().split("\n")) - 1
         for path in (output / "cache").glob("*.jsonl")
     }
+
+
+def test_lines_of_the_cache_end_at_newlines_alone(tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path)
+    text = "one\u2028two\x85three é"
+    workspace.append_to_cache(CachedScores(key="a", values={}, missing={}, text=text))
+    (path,) = (tmp_path / "cache").glob("*.jsonl")
+    whole = path.read_bytes()
+    with path.open("ab") as file:
+        file.write(whole[: whole.index("é".encode()) + 1])  # a crash within a character
+
+    assert workspace.read_cache()["a"].text == text
+
+
+def test_damaged_records_and_codes_are_made_again_or_named(tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path)
+    workspace.write_sound_record("x", "a", SoundRecord(key="k", sound_hash="h", num_samples=1))
+    workspace.sound_path("x", "a").write_bytes(b"")
+    assert workspace.read_sound_record("x", "a") is not None
+    workspace.write_codes("x", "a", np.array([[1, 2]]))
+    np.testing.assert_array_equal(workspace.read_codes("x", "a"), [[1, 2]])
+    (tmp_path / "sounds" / "x" / "a.json").write_bytes(b'{"key": "\xff"}')
+    assert workspace.read_sound_record("x", "a") is None
+    path = tmp_path / "sounds" / "x" / "a.npy"
+    data = path.read_bytes()
+    for damaged in (b"", data[:50], data[:-2], data.replace(b"(1, 2)", b"(9, 9)")):
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"a\.npy: damaged, no codes"):
+            workspace.read_codes("x", "a")
+
+
+def test_results_are_replaced_together(
+    finished: tuple[Evaluation, Path],
+    tmp_path: Path,
+    manifest: Path,
+    codec_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    output = tmp_path / "out"
+    shutil.copytree(finished[1], output)
+    names = ("rows.jsonl", "summary.json", "table.md", "table.csv", "report.html")
+    before = {name: (output / name).read_bytes() for name in names}
+    monkeypatch.setattr("dmcodec.evaluation.run.write_report", stop)
+    (output / ".dmcodec-0123.part").mkdir()  # of a job that was killed
+
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(configure(manifest, codec_folder, confidence=0.9), output)
+
+    assert {name: (output / name).read_bytes() for name in names} == before
+    assert not list(output.glob(".dmcodec-*"))
+
+
+def stop(*_: object, **__: object) -> None:
+    raise KeyboardInterrupt
 
 
 def test_failed_clips_count_and_are_named(

@@ -5,25 +5,20 @@ import math
 import numpy as np
 import pytest
 
-from dmcodec.evaluation.scoring import (
-    GROUPS,
-    Models,
-    Original,
-    ScoringConfig,
-    cache_key,
-    group_identity,
-    score_group,
-    why_not,
-)
+from dmcodec.evaluation.scoring import cache_key, group_identity, score_group
 from dmcodec.evaluation.storage import CachedScores
+from dmcodec.metrics.measure import Models, Original, ScoringConfig
+from dmcodec.metrics.registry import GROUPS
 
-LIGHT = [name for name in ("stoi", "pesq", "signal") if why_not(name, ScoringConfig()) is None]
+LIGHT = [
+    name for name in ("stoi", "pesq", "signal") if GROUPS[name].why_not(ScoringConfig()) is None
+]
 pytestmark = pytest.mark.skipif(len(LIGHT) < 3, reason="pip install 'dmcodec[metrics]'")
 
 
 def score(name: str, reference: np.ndarray, estimate: np.ndarray) -> CachedScores:
     original = Original(reference, Models(ScoringConfig()))
-    return score_group(name, "key", original, estimate)
+    return score_group(GROUPS[name], "key", original, estimate)
 
 
 def score_all(reference: np.ndarray, estimate: np.ndarray) -> dict[str, float]:
@@ -95,27 +90,28 @@ def test_a_package_that_is_not_installed_makes_its_group_unavailable(
 ) -> None:
     monkeypatch.setattr("dmcodec.packages.find_spec", lambda name: None)
 
-    assert why_not("visqol", ScoringConfig()) == (
+    assert GROUPS["visqol"].why_not(ScoringConfig()) == (
         "visqol needs the package visqol: pip install 'dmcodec[eval]'"
     )
-    assert "no weights at hand" in str(why_not("utmos", ScoringConfig()))
-    assert why_not("signal", ScoringConfig()) is None
+    assert "no weights at hand" in str(GROUPS["utmos"].why_not(ScoringConfig()))
+    assert GROUPS["signal"].why_not(ScoringConfig()) is None
 
 
 def test_cache_keys_change_with_content_and_with_models() -> None:
+    words, stoi = GROUPS["words"], GROUPS["stoi"]
     config = ScoringConfig(recognizer="some/model")
     other = ScoringConfig(recognizer="other/model")
 
-    assert group_identity("words", config) != group_identity("words", other)
-    assert group_identity("stoi", config) == group_identity("stoi", other)
-    keys = {cache_key("stoi", "i", a, b) for a in ("x", "y") for b in ("x", "y")}
+    assert group_identity(words, config) != group_identity(words, other)
+    assert group_identity(stoi, config) == group_identity(stoi, other)
+    keys = {cache_key(stoi, "i", a, b) for a in ("x", "y") for b in ("x", "y")}
     assert len(keys) == 4
     # A transcript depends on the estimate alone.
-    assert cache_key("words", "i", "x", "y") == cache_key("words", "i", "z", "y")
+    assert cache_key(words, "i", "x", "y") == cache_key(words, "i", "z", "y")
 
 
 def test_every_measure_belongs_to_one_group() -> None:
-    from dmcodec.evaluation.measures import MEASURES
+    from dmcodec.metrics.registry import MEASURES
 
-    names = [name for group in GROUPS.values() for name in group.measures]
+    names = [name for group in GROUPS.values() for name in group.names]
     assert sorted(names) == sorted(MEASURES)

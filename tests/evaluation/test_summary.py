@@ -8,8 +8,6 @@ import numpy as np
 import pytest
 
 from dmcodec.evaluation.about import EvaluationConfig
-from dmcodec.evaluation.codes import book_statistics
-from dmcodec.evaluation.measures import MEASURES
 from dmcodec.evaluation.rows import Row, WordContext, components, make_row
 from dmcodec.evaluation.statistics import Bootstrap
 from dmcodec.evaluation.storage import CachedScores, SoundRecord
@@ -27,6 +25,8 @@ from dmcodec.evaluation.summary import (
 from dmcodec.evaluation.systems import ORIGINAL, SystemFacts
 from dmcodec.evaluation.tables import books_table, missing_notes, to_csv, to_markdown
 from dmcodec.manifest import Utterance
+from dmcodec.metrics.codes import book_statistics
+from dmcodec.metrics.registry import MEASURES
 
 SOUND = SoundRecord(key="k", sound_hash="h", num_samples=16_000, num_bits=4_000, encode_s=0.5,
                     decode_s=0.25)  # fmt: skip

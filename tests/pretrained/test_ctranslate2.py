@@ -86,7 +86,7 @@ def test_hostile_files_are_refused_with_what_is_wrong(
 
 def test_damaged_configurations_are_refused(tmp_path: Path) -> None:
     save(tmp_path, pack(VARIABLES))
-    for text in ("{", "[]"):
+    for text in ("{", "[]", "[" * 100_000):
         (tmp_path / "config.json").write_text(text)
         with pytest.raises(CTranslate2Error, match=r"config\.json: damaged"):
             read_ctranslate2(tmp_path)
@@ -162,7 +162,11 @@ def test_tokenizers_of_other_models_are_refused(ctranslate2_model: Path, tmp_pat
     for table, message in (
         ({"added_tokens": []}, r"has no <\|endoftext\|>: not Whisper's"),
         ({}, r"tokenizer\.json: damaged"),
+        ({"added_tokens": [{"content": "a", "id": 1e400}]}, r"tokenizer\.json: damaged"),
     ):
         (folder / "tokenizer.json").write_text(json.dumps(table))
         with pytest.raises(CTranslate2Error, match=message):
             load_whisper(folder)
+    (folder / "tokenizer.json").write_text("[" * 100_000)
+    with pytest.raises(CTranslate2Error, match="nested too deeply"):
+        load_whisper(folder)

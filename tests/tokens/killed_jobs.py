@@ -19,8 +19,7 @@ from pathlib import Path
 
 import torch
 
-from dmcodec.codec.checkpoint import load
-from dmcodec.codec.model import Codec
+from dmcodec.codec.model import Codec, load
 from dmcodec.manifest import Utterance, read_manifest
 from dmcodec.tokens.corpus import describe_corpus, tokenize
 from dmcodec.tokens.shards import CorpusInfo

@@ -98,8 +98,9 @@ def test_searched_codes_are_those_of_single_files_and_the_width_is_recorded(
     utterances = read_manifest(manifest)[:5]
 
     run(codec, utterances, tmp_path / "a", search_width=5)
-    monkeypatch.setattr("dmcodec.tokens.pipeline.LONG_FRAMES", 8)
-    run(codec, utterances, tmp_path / "parts", search_width=5)
+    with monkeypatch.context() as patch:
+        patch.setattr("dmcodec.codec.model.LONG_FRAMES", 8)
+        run(codec, utterances, tmp_path / "parts", search_width=5)
 
     for folder in ("a", "parts"):
         for row, utterance in zip(read_rows(tmp_path / folder), utterances, strict=True):
@@ -157,7 +158,7 @@ def test_long_utterances_are_read_in_parts_and_get_the_codes_of_the_whole(
         return read_whole(source)
 
     with monkeypatch.context() as patch:
-        patch.setattr("dmcodec.tokens.pipeline.LONG_FRAMES", 10)  # 3200 samples
+        patch.setattr("dmcodec.codec.model.LONG_FRAMES", 10)  # 3200 samples
         patch.setattr("dmcodec.audio.PART_SECONDS", 0.08)
         patch.setattr(Source, "read", read)
         job = run(codec, utterances, tmp_path / "parts", max_failures=1)

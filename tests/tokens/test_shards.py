@@ -221,7 +221,15 @@ def test_rows_that_the_corpus_cannot_hold_are_refused(
 
 
 @pytest.mark.parametrize(
-    "text", ["[" * 100_000, '{"settings": 1}', "[]", '{"failures": [[]]}', "\\ud800"]
+    "text",
+    [
+        "[" * 100_000,
+        '{"settings": 1}',
+        '{"num_samples": 1e999, "failures": []}',
+        "[]",
+        '{"failures": [[]]}',
+        "\\ud800",
+    ],
 )
 def test_shard_that_says_nonsense_of_itself_is_refused(tmp_path: Path, text: str) -> None:
     pa = pytest.importorskip("pyarrow")

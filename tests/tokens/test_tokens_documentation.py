@@ -29,7 +29,7 @@ def test_code_of_the_documentation_runs(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
-    monkeypatch.setattr("dmcodec.codec.checkpoint.load", lambda: codec)
+    monkeypatch.setattr("dmcodec.codec.model.load", lambda: codec)
     blocks = re.findall(r"```python\n(.*?)```", TOKENS_MD.read_text(encoding="utf-8"), re.DOTALL)
 
     names: dict[str, object] = {}

@@ -12,7 +12,6 @@ from dmcodec.codec.model import Codec
 from dmcodec.training import checkpoint as checkpoint_module
 from dmcodec.training.checkpoint import (
     CheckpointError,
-    export_kit,
     initialize_from,
     list_checkpoints,
     load_checkpoint,
@@ -289,15 +288,12 @@ def load_step(path: Path) -> int:
     return json.loads((path / "progress.json").read_text())["step"]
 
 
-@pytest.mark.parametrize("source", ["checkpoint", "kit"])
-def test_new_run_starts_from_the_averaged_weights(fresh_state, tiny, last, tmp_path, source):
-    if source == "kit":
-        export_kit(last, tmp_path / "kit", torch.float32)
+def test_new_run_starts_from_the_averaged_weights(fresh_state, tiny, last):
     trained = fresh_state(tiny())
     load_checkpoint(trained, tiny(), last)
     state = fresh_state(tiny())
 
-    initialize_from(state, last if source == "checkpoint" else tmp_path / "kit")
+    initialize_from(state, last)
 
     expected = trained.averaged_codec.state_dict()
     torch.testing.assert_close(state.codec.state_dict(), expected, rtol=0, atol=0)
@@ -341,48 +337,6 @@ def test_start_from_other_discriminators_is_refused(fresh_state, tiny, last):
         initialize_from(state, last)
 
 
-def test_kit_is_half_the_size_and_close_to_its_checkpoint(fresh_state, tiny, last, tmp_path):
-    kit = tmp_path / "kit"
-    trained = fresh_state(tiny())
-    load_checkpoint(trained, tiny(), last)
-
-    export_kit(last, kit)
-
-    tensor_bytes = [sum(p.stat().st_size for p in f.glob("*.safetensors")) for f in (last, kit)]
-    assert tensor_bytes[1] < 0.6 * tensor_bytes[0]
-    resumed = fresh_state(tiny())
-    load_checkpoint(resumed, tiny(), kit)
-    assert (resumed.step, resumed.best) == (trained.step, trained.best)
-    expected = state_tensors(trained)
-    for name, tensors in state_tensors(resumed).items():
-        for key, value in tensors.items():
-            assert value.dtype == expected[name][key].dtype
-            # bfloat16 keeps 8 bits, so that small second moments are not rounded to zero.
-            tolerance = 2**-8 if name.endswith("optimizer") else 2**-10
-            torch.testing.assert_close(value, expected[name][key], rtol=tolerance, atol=1e-7)
-
-
-def test_kit_holds_the_codec_in_plain_form(last, finished_run, tmp_path):
-    export_kit(last, tmp_path / "kit")
-
-    codec = Codec.from_pretrained(tmp_path / "kit" / "codec")
-
-    best = Codec.from_pretrained(finished_run / "codec")  # the best is the last one here
-    torch.testing.assert_close(codec.state_dict(), best.state_dict(), rtol=2**-10, atol=1e-7)
-
-
-def test_kit_is_stored_as_floats_only(last, tmp_path):
-    with pytest.raises(ValueError, match=r"not as torch\.int8"):
-        export_kit(last, tmp_path / "kit", torch.int8)
-
-
-def test_kit_never_replaces_a_folder(last, tmp_path):
-    (tmp_path / "kit").mkdir()
-
-    with pytest.raises(ValueError, match="exists already"):
-        export_kit(last, tmp_path / "kit")
-
-
 def test_checkpoints_have_the_permissions_of_the_umask(fresh_state, tiny, tmp_path):
     before = os.umask(0o077)
     try:
@@ -401,6 +355,8 @@ def test_checkpoints_have_the_permissions_of_the_umask(fresh_state, tiny, tmp_pa
         '{"step": -1, "best": {}, "gradient_scaler": null}',
         '{"step": 5, "best": {"stoi": "high"}, "gradient_scaler": null}',
         '{"step": 5, "best": [], "gradient_scaler": null}',
+        '{"step": 5, "best": {"stoi": 0.5}, "gradient_scaler": null}',
+        '{"step": 5, "best": {"stoi": 0.5, "step": NaN}, "gradient_scaler": null}',
         "[" * 100_000,
         "\udcff",
     ],
@@ -423,6 +379,9 @@ def test_progress_of_wrong_contents_is_an_error(fresh_state, tiny, last, text):
             "optimizer",
             lambda tensors: tensors.update({"0.step": torch.zeros((), dtype=torch.int8)}),
         ),
+        ("optimizer", lambda tensors: tensors["0.exp_avg"].fill_(torch.nan)),
+        ("optimizer", lambda tensors: tensors["0.exp_avg_sq"].fill_(-1)),
+        ("optimizer", lambda tensors: tensors["0.step"].fill_(torch.inf)),
         ("codec", lambda tensors: _fill_first(tensors, torch.nan)),
         ("average", lambda tensors: _fill_first(tensors, torch.inf)),
     ],

@@ -10,8 +10,8 @@ from dmcodec.manifest import read_manifests
 from dmcodec.teachers.alignment import FeatureTrack
 from dmcodec.teachers.extract import CodecFrames, teacher_settings
 from dmcodec.teachers.store import StoredUtterance, StoreInfo, create_store, write_shard
-from dmcodec.training.distillation import Guidance
 from dmcodec.training.experiment import Experiment
+from dmcodec.training.guidance import Guidance
 from dmcodec.training.loop import train
 
 GUIDED = ["dmcodec_lm", "dmcodec_lm_sm", "dmcodec_sm", "cls"]

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from tests.training.test_distillation import corpus, make_experiment
+from tests.training.test_guidance import corpus, make_experiment
 
 from dmcodec.training.loop import train
 

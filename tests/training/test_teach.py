@@ -8,11 +8,13 @@ from tests.teachers.conftest import language_model, transformers
 from typer.testing import CliRunner
 
 from dmcodec.cli import app
+from dmcodec.config import ConfigError
 from dmcodec.manifest import read_manifests
 from dmcodec.teachers.store import FeatureStore
 from dmcodec.teachers.words import read_word_times
 from dmcodec.training.loop import train
 from dmcodec.training.teach import teach
+from dmcodec.training.validation import _listed_clips, check_clips
 
 TINY = Path(__file__).parents[2] / "configs" / "tiny.toml"
 
@@ -58,6 +60,31 @@ def test_taught_run_learns_from_its_store(tiny, assignments, tmp_path):
     }
     scores = train(tiny(*assignments), tmp_path / "run", device="cpu")
     assert 0.2 < scores["loss_distill_text"] < 1.3
+
+
+def test_columns_of_the_lists_are_named_in_the_configuration(tiny, speech, tmp_path):
+    lines = [json.loads(line) for line in (speech / "valid.jsonl").read_text().splitlines()]
+    renamed = [{"snd": str(speech / each["audio"]), "said": "hello"} for each in lines]
+    for name in ("train", "valid"):
+        path = tmp_path / f"{name}.jsonl"
+        path.write_text("".join(json.dumps(each) + "\n" for each in renamed))
+    lists = [
+        f'data.train_manifests=["{tmp_path / "train.jsonl"}"]',
+        f'data.valid_manifest="{tmp_path / "valid.jsonl"}"',
+    ]
+    columns = ["data.columns.audio=snd", "data.columns.text=said"]
+
+    check_clips(tiny(*lists, *columns))
+
+    assert [each.text for each in _listed_clips(tiny(*lists, *columns))] == ["hello"] * 4
+    with pytest.raises(ValueError, match="--column audio=NAME"):
+        check_clips(tiny(*lists))
+    with pytest.raises(ValueError, match="has no column words; there are"):
+        check_clips(tiny(*lists, *columns, "data.columns.text=words"))
+    with pytest.raises(ConfigError, match="there is no key txt to give a column to"):
+        tiny("data.columns.txt=said")
+    scores = train(tiny(*lists, *columns, "num_steps=1"), tmp_path / "run", device="cpu")
+    assert "mel_distance" in scores
 
 
 def test_experiment_without_a_store_has_nothing_to_teach(tiny):

@@ -7,7 +7,9 @@ import pytest
 import torch
 
 from dmcodec.audio import read_audio, write_audio
-from dmcodec.quality import mel_distance, pesq_wb, stoi
+from dmcodec.metrics.intelligibility import stoi
+from dmcodec.metrics.opinion import pesq_wb
+from dmcodec.metrics.signal import mel_distance
 from dmcodec.training.checkpoint import list_checkpoints, load_checkpoint
 from dmcodec.training.state import new_state, state_tensors
 from dmcodec.training.validation import is_better, mean_scores, validate

@@ -12,6 +12,7 @@ import typer
 
 from dmcodec.cli import files, jobs, pages, streams
 from dmcodec.cli.options import CommandError, describe, is_out_of_memory
+from dmcodec.cli.terminal import complain, printable, say, show_logs
 
 app = typer.Typer(
     name="dmcodec",
@@ -27,7 +28,7 @@ def _show_version(is_asked: bool) -> None:
     if is_asked:
         from dmcodec import __version__
 
-        typer.echo(f"dmcodec {__version__}")
+        say(f"dmcodec {__version__}")
         raise typer.Exit
 
 
@@ -58,25 +59,29 @@ for _command in (
     app.command()(_command)
 
 
+def _showable(argument: str) -> str:
+    """An option that there is none of, made by `*` of a file's name, is shown in the error."""
+    is_known = not argument.startswith("-") or argument[1:2].isalnum()
+    name, equals, value = argument.partition("=")
+    return argument if is_known else f"{printable(name)}{equals}{value}"
+
+
 def main() -> None:
     """Runs the command line; expected errors end it with one sentence and exit code 1."""
     # What is left dies with the process; looking for garbage in it takes a quarter of a second.
     atexit.register(gc.freeze)
+    show_logs()
     try:
-        app()
+        app([_showable(argument) for argument in sys.argv[1:]])
     except (CommandError, ValueError, OSError, ModuleNotFoundError) as problem:
-        typer.secho(f"dmcodec: {describe(problem)}", fg="red", err=True)
+        complain(describe(problem))
         sys.exit(1)
     except (MemoryError, RuntimeError) as problem:
         if not is_out_of_memory(problem):
             raise
         text = str(problem).partition("\n")[0]
-        typer.secho(
-            f"dmcodec: not enough memory for these sizes: make them smaller ({text})",
-            fg="red",
-            err=True,
-        )
+        complain(f"not enough memory for these sizes: make them smaller ({text})")
         sys.exit(1)
     except KeyboardInterrupt:
-        typer.secho("dmcodec: stopped", fg="red", err=True)
+        complain("stopped")
         sys.exit(130)

@@ -3,14 +3,15 @@
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from os.path import exists
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, BinaryIO, NamedTuple, Self
 
 import typer
 
-from dmcodec.cli import streams
 from dmcodec.cli.options import (
     STDIN,
+    Backend,
     ColumnNames,
     CommandError,
     Device,
@@ -20,24 +21,22 @@ from dmcodec.cli.options import (
     NumCodebooks,
     Output,
     PrecisionName,
+    Runtime,
     SearchWidth,
     Threads,
     describe,
     load_codec,
+    open_engine,
     parse_columns,
-    plain_console,
     read_bytes,
     say_damaged,
 )
+from dmcodec.cli.terminal import complain, plain_console, printable, say
 
 if TYPE_CHECKING:
     from dmcodec.audio import Waveform
     from dmcodec.codec.model import Codec
-    from dmcodec.files import Reconstruction
-
-Backend = Annotated[
-    streams.Runtime, typer.Option(help="onnx: MODEL is a folder of dmcodec export, no torch.")
-]
+    from dmcodec.reconstruction import Reconstruction
 
 _SCORES = {"stoi": "STOI", "pesq_wb": "PESQ-WB"}
 
@@ -52,10 +51,11 @@ def encode(
     precision: PrecisionName = "float32",
     threads: Threads = None,
     force: Force = False,
-    backend: Backend = streams.Runtime.TORCH,
+    backend: Backend = Runtime.TORCH,
 ) -> None:
     """Encode sound files (wav, flac, ogg, mp3, any rate and channels) to .dmc files."""
     from dmcodec.audio import SoundBytes
+    from dmcodec.files import encode_file
     from dmcodec.paths import find_inputs, plan_outputs
     from dmcodec.storage import write_whole
 
@@ -63,17 +63,12 @@ def encode(
     is_piped = _is_piped(inputs, output)
     paths = [] if is_piped else find_inputs(inputs, problems.append)
     targets = plan_outputs(inputs, paths, output, ".dmc")
-    if backend == streams.Runtime.ONNX:
-        _check_onnx_options(device, precision)
-        encode_sound = streams.onnx_encoder(model, num_codebooks, search_width, threads)
-    else:
-        from dmcodec.files import encode_file, identify
-
-        codec = load_codec(model, device, precision, threads)
-        identity = identify(codec)
-        encode_sound = partial(
-            encode_file, codec, identity, num_codebooks=num_codebooks, search_width=search_width
-        )
+    encode_sound = partial(
+        encode_file,
+        open_engine(backend, model, device, precision, threads),
+        num_codebooks=num_codebooks,
+        search_width=search_width,
+    )
     if is_piped:
         sys.stdout.buffer.write(encode_sound(SoundBytes("stdin", sys.stdin.buffer.read())))
         sys.stdout.buffer.flush()
@@ -100,57 +95,42 @@ def decode(
     any_model: Annotated[
         bool, typer.Option("--any-model", help="Decode codes that another model made.")
     ] = False,
-    backend: Backend = streams.Runtime.TORCH,
+    backend: Backend = Runtime.TORCH,
 ) -> None:
     """Decode .dmc files to 16-bit WAV files."""
     from dmcodec.audio import write_audio_blocks
+    from dmcodec.files import decode_blocks
     from dmcodec.paths import find_inputs, plan_outputs
 
     problems: list[str] = []
     is_piped = _is_piped(inputs, output)
     paths = [] if is_piped else find_inputs(inputs, problems.append, [".dmc"])
     targets = plan_outputs(inputs, paths, output, ".wav")
-    if backend == streams.Runtime.ONNX:
-        _check_onnx_options(device, precision)
-        decode_codes = streams.onnx_decoder(
-            model, num_codebooks, threads, any_model=any_model, skip_damage=skip_damage
-        )
-    else:
-        codec = load_codec(model, device, precision, threads)
-        decode_codes = _torch_decoder(codec, num_codebooks, any_model, skip_damage)
-    if is_piped:
-        _write_wav(sys.stdout.buffer, *decode_codes(STDIN, sys.stdin.buffer.read()))
-        return
+    engine = open_engine(backend, model, device, precision, threads)
 
-    def work(path: Path, target: Path) -> None:
-        blocks, sample_rate = decode_codes(path, read_bytes(path))
-        target.parent.mkdir(parents=True, exist_ok=True)
-        write_audio_blocks(target, blocks, sample_rate)
-
-    _for_each("decoding", paths, targets, work, force, problems=problems)
-
-
-def _torch_decoder(
-    codec: "Codec", num_codebooks: int | None, any_model: bool, skip_damage: bool
-) -> "Callable[[Path, bytes], tuple[Iterator[Waveform], int]]":
-    """As `streams.onnx_decoder`."""
-    from dmcodec.files import decode_blocks, identify
-
-    identity = None if any_model else identify(codec)
-
-    def decode_codes(path: Path, data: bytes) -> "tuple[Iterator[Waveform], int]":
+    def decode_codes(path: Path, data: bytes) -> "Iterator[Waveform]":
         blocks, damaged = decode_blocks(
-            codec,
-            identity,
+            engine,
             data,
             num_codebooks=num_codebooks,
+            any_model=any_model,
             on_damage="skip" if skip_damage else "raise",
         )
         if damaged:
             say_damaged(path, damaged)
-        return blocks, codec.config.sample_rate
+        return blocks
 
-    return decode_codes
+    if is_piped:
+        blocks = decode_codes(STDIN, sys.stdin.buffer.read())
+        _write_wav(sys.stdout.buffer, blocks, engine.sample_rate)
+        return
+
+    def work(path: Path, target: Path) -> None:
+        blocks = decode_codes(path, read_bytes(path))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        write_audio_blocks(target, blocks, engine.sample_rate)
+
+    _for_each("decoding", paths, targets, work, force, problems=problems)
 
 
 def _is_piped(inputs: Sequence[Path], output: Path | None) -> bool:
@@ -193,17 +173,18 @@ def reconstruct(
     import torch
 
     from dmcodec.audio import write_audio
-    from dmcodec.files import identify, plot_reconstruction
-    from dmcodec.files import reconstruct as reconstruct_file
+    from dmcodec.codec.engine import TorchCodec
     from dmcodec.paths import plan_outputs
-    from dmcodec.storage import write_whole
+    from dmcodec.reconstruction import plot_reconstruction
+    from dmcodec.reconstruction import reconstruct as reconstruct_file
+    from dmcodec.storage import replace_together, write_whole
 
     problems: list[str] = []
     paths, names = _find_speech(inputs, parse_columns(columns), problems.append)
     # Without a folder nothing is written.
     targets = list(paths) if output is None else plan_outputs(inputs, paths, output, ".wav", names)
     codec = load_codec(model, device, precision, threads)
-    identity = identify(codec)
+    engine = TorchCodec(codec)
     silence = torch.zeros(codec.config.sample_rate)
     codec.decode(codec.encode(silence, search_width=search_width))  # the first pass sets up
     results: dict[Path, _Result] = {}
@@ -212,15 +193,16 @@ def reconstruct(
     def work(path: Path, target: Path) -> None:
         nonlocal num_written
         result = reconstruct_file(
-            codec, identity, path, num_codebooks=num_codebooks, search_width=search_width
+            engine, path, num_codebooks=num_codebooks, search_width=search_width
         )
         results[path] = _Result.of(result)
         if output is not None:
-            write_whole(target.with_suffix(".dmc"), result.data)
-            write_audio(target, result.decoded, codec.config.sample_rate)
-            plot_reconstruction(
-                result, codec.config.sample_rate, path.name, target.with_suffix(".png")
-            )
+            title, rate = printable(path.name), codec.config.sample_rate
+            with replace_together(target.parent) as aside:  # never the sound of other codes
+                staged = aside / target.name
+                write_whole(staged.with_suffix(".dmc"), result.data)
+                write_audio(staged, result.decoded, rate)
+                plot_reconstruction(result, rate, title, staged.with_suffix(".png"))
             num_written += 1
 
     failed = _for_each(
@@ -236,7 +218,7 @@ def reconstruct(
     )
     _show_reconstructions(codec, results)
     if num_written:
-        typer.echo(f"wrote WAV, .dmc and PNG of {num_written} file(s) to {output}")
+        say(f"wrote WAV, .dmc and PNG of {num_written} file(s) to {output}")
     if failed:
         raise typer.Exit(1)
 
@@ -255,11 +237,6 @@ def info(
     else:
         codec = load_codec(what, "cpu")
         _show_table(codec.model_id, _describe_codec(codec))
-
-
-def _check_onnx_options(device: str, precision: str) -> None:
-    if (device, precision) != ("cpu", "float32"):
-        raise CommandError("--backend onnx is float32 on the CPU: leave out --device, --precision")
 
 
 def _for_each(
@@ -284,14 +261,14 @@ def _for_each(
     from rich.progress import Progress
 
     failures = list(problems)
-    inputs = {_file_number(path) for path in paths if path.exists()}
+    inputs = {number for path in paths if (number := _file_number(path)) is not None}
     with Progress(transient=True, disable=len(paths) < 2) as progress:
         for path, target in progress.track(
             list(zip(paths, targets, strict=True)), description=title
         ):
             try:
                 for result in (target, *map(target.with_suffix, beside)) if is_writing else ():
-                    if not result.exists():
+                    if not exists(result):
                         continue
                     if _file_number(result) in inputs:
                         raise FileExistsError(
@@ -305,18 +282,21 @@ def _for_each(
                 text = describe(problem)
                 failures.append(text if str(path) in text else f"{path}: {text}")
     for failure in failures:
-        typer.secho(f"dmcodec: {failure}", fg="red", err=True)
+        complain(failure)
     if failures or len(paths) > 1:
         num_done = len(paths) + len(problems) - len(failures)
-        typer.echo(f"{title}: {num_done} done, {len(failures)} failed", err=True)
+        say(f"{title}: {num_done} done, {len(failures)} failed", is_aside=True)
     if failures and end:
         raise typer.Exit(1)
     return bool(failures)
 
 
-def _file_number(path: Path) -> tuple[int, int]:
-    """What a file has under all of its names."""
-    status = path.stat()
+def _file_number(path: Path) -> tuple[int, int] | None:
+    """What a file has under all of its names; None for what is none, or cannot be one."""
+    try:
+        status = path.stat()
+    except (OSError, ValueError):
+        return None
     return status.st_dev, status.st_ino
 
 
@@ -332,9 +312,12 @@ def _find_speech(
     ids: dict[Path, str] = {}
     for utterance in read_manifests(manifests, columns=columns, on_problem=on_problem):
         try:
-            ids[utterance.sound_file] = utterance.id
+            first = ids.setdefault(utterance.sound_file, utterance.id)
         except ValueError as problem:
             on_problem(str(problem))
+            continue
+        if first != utterance.id:
+            on_problem(f"{utterance.id}: is {utterance.audio} once more, as {first}")
     others = find_inputs([path for path in inputs if path not in manifests], on_problem)
     return list(dict.fromkeys([*ids, *others])), ids
 
@@ -431,7 +414,7 @@ def _show_reconstructions(codec: "Codec", results: dict[Path, _Result]) -> None:
 
 def _describe_result(codec: "Codec", result: _Result) -> dict[str, str]:
     """What one reconstruction cost and is worth."""
-    from dmcodec.files import describe_cost
+    from dmcodec.reconstruction import describe_cost
 
     rows = describe_cost(
         codec,

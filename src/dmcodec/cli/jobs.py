@@ -22,8 +22,8 @@ from dmcodec.cli.options import (
     load_codec,
     parse_columns,
     parse_seconds,
-    plain_console,
 )
+from dmcodec.cli.terminal import complain, plain_console, printable, say, show_logs
 from dmcodec.processes import MAX_WORKERS
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def train(
     from dmcodec.training.loop import train as train_codec
     from dmcodec.training.step import TrainingDiverged
 
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    show_logs(logging.INFO)
     if threads is not None:
         torch.set_num_threads(threads)
     experiment = load_config(config, Experiment, assignments)
@@ -75,7 +75,7 @@ def train(
     except TrainingDiverged as problem:
         raise CommandError(str(problem)) from problem
     figures = ", ".join(f"{name} {value:.3f}" for name, value in scores.items()) or "no validation"
-    typer.echo(f"finished: {figures}. The codec is in {folder / 'codec'}")
+    say(f"finished: {figures}. The codec is in {folder / 'codec'}")
 
 
 def teach(
@@ -105,8 +105,8 @@ def teach(
         )
     for folder, summary in summaries.items():
         for name, reason in list(summary.failed.items())[:20]:
-            typer.secho(f"dmcodec: {name}: {reason}", fg="red", err=True)
-        typer.echo(
+            complain(f"{name}: {reason}")
+        say(
             f"{folder}: {summary.num_done} done ({summary.num_without_features} of them without "
             f"any feature), {summary.num_skipped} there before, {len(summary.failed)} failed"
         )
@@ -217,18 +217,19 @@ def tokenize(  # noqa: PLR0913 (one for each flag)
                 on_progress=advance,
             )
     except OSError as problem:
-        is_kept = problem.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
-        advice = "; finished shards are kept: run the same command again to go on"
-        raise CommandError(describe(problem) + advice * is_kept) from problem
+        message = describe(problem)
+        if problem.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO):
+            message += "; finished shards are kept: run the same command again to go on"
+        raise CommandError(message) from problem
     except torch.OutOfMemoryError as problem:
         raise CommandError("out of memory: lower --batch-seconds") from problem
     for failure in job.failures[:20]:
-        typer.secho(f"dmcodec: {failure['id']}: {failure['reason']}", fg="red", err=True)
-    typer.echo(job.describe(rate))
+        complain(f"{failure['id']}: {failure['reason']}")
+    say(*job.describe(rate).split("\n"))
     if not job.num_done + job.num_skipped:
         raise CommandError(f"none of the {len(utterances)} utterances could be tokenized")
     if problems:
-        typer.echo(f"{len(problems)} lines or lists could not be read, see above", err=True)
+        say(f"{len(problems)} lines or lists could not be read, see above", is_aside=True)
         raise typer.Exit(1)
 
 
@@ -243,7 +244,7 @@ def _read_listed(
         manifests, columns=parse_columns(columns), on_problem=problems.append
     )
     for problem in problems:
-        typer.secho(f"dmcodec: {problem}", fg="red", err=True)
+        complain(problem)
     if not utterances:
         raise CommandError("no utterance could be read from the manifests")
     return utterances, problems
@@ -335,12 +336,12 @@ def evaluate(  # noqa: PLR0913 (one for each flag)
     config = build_record(
         EvaluationConfig, apply_assignments(table, assignments or []), source="evaluate"
     )
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    show_logs(logging.WARNING)
     with _stage_progress() as progress:
         evaluation = evaluate_systems(config, output, progress)
     _show_evaluation(evaluation.summary, as_markdown=output_format == "markdown")
     written = f"report: {output / 'report.html'}; tables: table.md, table.csv; rows: rows.jsonl"
-    typer.echo(written, err=True)
+    say(written, is_aside=True)
     if evaluation.failed_share > config.max_failed_share:
         raise CommandError(
             f"{evaluation.failed_share:.1%} of the reconstructions failed, more than the "
@@ -374,7 +375,7 @@ def ablate(
     from dmcodec.training.step import TrainingDiverged
 
     table = load_config(config, AblationConfig, assignments)
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    show_logs(logging.INFO)
     try:
         with _stage_progress() as progress:
             text = run_table(
@@ -382,8 +383,8 @@ def ablate(
             )
     except TrainingDiverged as problem:
         raise CommandError(str(problem)) from problem
-    typer.echo(text)
-    typer.echo(f"the table is in {output / 'table.md'}")
+    say(*text.split("\n"))
+    say(f"the table is in {output / 'table.md'}")
 
 
 @contextmanager
@@ -410,7 +411,7 @@ def _stage_progress() -> Iterator[Callable[[str, int, int], None]]:
 
         def show(stage: str, done: int, total: int) -> None:
             if stage not in tasks:
-                tasks[stage] = progress.add_task(stage, total=total)
+                tasks[stage] = progress.add_task(printable(stage), total=total)
             progress.update(tasks[stage], completed=done, total=max(1, total))
 
         yield show
@@ -424,7 +425,7 @@ def _show_evaluation(summary: "Summary", *, as_markdown: bool) -> None:
     from dmcodec.evaluation.tables import missing_notes, short_table, to_short_markdown
 
     if as_markdown:
-        typer.echo(to_short_markdown(summary), nl=False)
+        say(*to_short_markdown(summary).rstrip("\n").split("\n"))
         return
     headings, rows = short_table(summary)
     title = f"{summary.about['clips']}, hash {summary.about['hash of clips']}"

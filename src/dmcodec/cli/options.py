@@ -3,18 +3,20 @@
 import math
 import re
 from collections.abc import Sequence
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from dmcodec.cli.terminal import say
 from dmcodec.processes import MAX_WORKERS
 
 if TYPE_CHECKING:
     import torch
-    from rich.console import Console
 
     from dmcodec.codec.model import Codec
+    from dmcodec.files import Engine
 
 Inputs = Annotated[
     list[Path], typer.Argument(metavar="IN...", help="Files or folders; -: stdin, then to stdout.")
@@ -54,6 +56,18 @@ SearchWidth = Annotated[
     ),
 ]
 Force = Annotated[bool, typer.Option("--force", help="Replace results that exist.")]
+
+
+class Runtime(StrEnum):
+    """What runs the network."""
+
+    TORCH = "torch"
+    ONNX = "onnx"
+
+
+Backend = Annotated[
+    Runtime, typer.Option(help="onnx: MODEL is a folder of dmcodec export, no torch.")
+]
 
 
 class CommandError(Exception):
@@ -99,13 +113,6 @@ def parse_seconds(option: str, value: float | str, *, most: float = 86_400.0) ->
     return seconds
 
 
-def plain_console(*, stderr: bool = False) -> "Console":
-    """A console that shows names and messages as they are: text is data, never markup."""
-    from rich.console import Console
-
-    return Console(stderr=stderr, markup=False, emoji=False, highlight=False)
-
-
 def is_out_of_memory(problem: BaseException) -> bool:
     """Whether it says that memory could not be had, in one of the ways of Python and torch."""
     text = str(problem)
@@ -120,7 +127,7 @@ def load_codec(
     """The codec on a device that works, or a CommandError; sets torch's threads."""
     import torch
 
-    from dmcodec.codec.checkpoint import load
+    from dmcodec.codec.model import load
     from dmcodec.codec.precision import check_precision
 
     if threads is not None:
@@ -129,6 +136,23 @@ def load_codec(
     codec = load(model).to(target)
     codec.precision = check_precision(precision, target)
     return codec
+
+
+def open_engine(
+    backend: Runtime, model: str | None, device: str, precision: str, threads: int | None
+) -> "Engine":
+    """The codec on what runs it, or a CommandError; with onnx no torch is needed."""
+    if backend == Runtime.TORCH:
+        from dmcodec.codec.engine import TorchCodec
+
+        return TorchCodec(load_codec(model, device, precision, threads))
+    from dmcodec.onnx_codec import OnnxCodec
+
+    if (device, precision) != ("cpu", "float32"):
+        raise CommandError("--backend onnx is float32 on the CPU: leave out --device, --precision")
+    if model is None:
+        raise ValueError("--backend onnx needs --model DIR, a folder that dmcodec export wrote")
+    return OnnxCodec(Path(model), num_threads=threads)
 
 
 def parse_columns(assignments: Sequence[str] | None) -> dict[str, str]:
@@ -153,4 +177,5 @@ def read_bytes(path: Path) -> bytes:
 
 def say_damaged(path: Path, damaged: Sequence[int]) -> None:
     """What `decode --skip-damage` left silent."""
-    typer.echo(f"{path}: chunks {', '.join(map(str, damaged))} are damaged and silent", err=True)
+    numbers = ", ".join(map(str, damaged))
+    say(f"{path}: chunks {numbers} are damaged and silent", is_aside=True)

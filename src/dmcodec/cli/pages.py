@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from dmcodec.cli.options import Device, Threads, check_device, parse_seconds
+from dmcodec.cli.terminal import say
 
 
 def demo(
@@ -39,5 +40,5 @@ def demo(
         port=port,
         max_seconds=max_seconds,
         device=target,
-        on_ready=lambda address: typer.echo(f"open {address} in a browser; Ctrl-C ends it"),
+        on_ready=lambda address: say(f"open {address} in a browser; Ctrl-C ends it"),
     )

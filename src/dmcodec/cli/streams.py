@@ -4,7 +4,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
@@ -12,24 +12,17 @@ from typing import TYPE_CHECKING, Annotated, BinaryIO, cast
 
 import typer
 
-from dmcodec.cli.options import CommandError, SearchWidth, parse_seconds, say_damaged
+from dmcodec.cli.options import CommandError, SearchWidth, parse_seconds
+from dmcodec.cli.terminal import say
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from dmcodec.audio import SoundBytes
     from dmcodec.codec.model import Codec
 
 StreamModel = Annotated[
     str, typer.Option(metavar="MODEL", help="Folder or Hub id of a causal codec.")
 ]
-
-
-class Runtime(StrEnum):
-    """What runs the network."""
-
-    TORCH = "torch"
-    ONNX = "onnx"
 
 
 class Direction(StrEnum):
@@ -59,7 +52,7 @@ def stream(
     """
     import torch
 
-    from dmcodec.codec.checkpoint import load
+    from dmcodec.codec.model import load
 
     of_encode = (num_codebooks, search_width, packet_frames)
     if direction == Direction.DECODE and of_encode != (None, 1, 1):
@@ -78,7 +71,7 @@ def stream(
             )
         else:
             report = decode_stream(codec, source, sink, is_wav=wav)
-    typer.echo(f"dmcodec: {report}", err=True)
+    say(f"dmcodec: {report}", is_aside=True)
 
 
 @contextmanager
@@ -141,14 +134,15 @@ def encode_stream(
     """Sound to packets until the sound ends; gives a sentence about times."""
     import torch
 
+    from dmcodec.codec.engine import TorchCodec
     from dmcodec.codec.streaming import StreamEncoder, StreamState
-    from dmcodec.files import identify, make_header
+    from dmcodec.tokens.bitstream import make_header
     from dmcodec.tokens.packets import PacketWriter
 
     config = codec.config
     encoder = StreamEncoder(codec, num_codebooks=num_codebooks, search_width=search_width)
     books = num_codebooks or config.quantizer.num_codebooks
-    writer = PacketWriter(make_header(codec, identify(codec), 1, books))
+    writer = PacketWriter(make_header(TorchCodec(codec), 1, books))
     encoder.push([torch.zeros(config.hop_length)], [StreamState()])  # the first pass sets up
     sink.write(writer.start)
     sink.flush()
@@ -252,7 +246,7 @@ def export(
 
     `dmcodec encode --backend onnx --model DIR` and `decode` use the files without torch.
     """
-    from dmcodec.codec.checkpoint import load
+    from dmcodec.codec.model import load
     from dmcodec.export import export_onnx, measure_export
 
     if format != "onnx":
@@ -263,65 +257,4 @@ def export(
     codec = load(model)
     export_onnx(codec, output, use_int8=int8)
     for line in measure_export(codec, output, speech or [], durations):
-        typer.echo(line)
-
-
-def onnx_encoder(
-    model: str | None, num_codebooks: int | None, search_width: int, threads: int | None
-) -> "Callable[[Path | SoundBytes], bytes]":
-    """A function from a sound file to the bytes of its .dmc file; torch is not needed."""
-    from dmcodec.audio import audio_info, hold_pipe, read_parts
-    from dmcodec.onnx_codec import OnnxCodec
-    from dmcodec.tokens.bitstream import dumps
-
-    codec = OnnxCodec(_export_folder(model), num_threads=threads)
-
-    def encode(path: "Path | SoundBytes") -> bytes:
-        sound = hold_pipe(path)
-        parts = read_parts(
-            sound,
-            sample_rate=codec.sample_rate,
-            num_samples=audio_info(sound).num_samples_at(codec.sample_rate),
-        )
-        codes, num_samples = codec.encode_long(
-            parts, num_codebooks=num_codebooks, search_width=search_width
-        )
-        return dumps(codes, codec.header(num_samples, len(codes)))
-
-    return encode
-
-
-def onnx_decoder(
-    model: str | None,
-    num_codebooks: int | None,
-    threads: int | None,
-    *,
-    any_model: bool,
-    skip_damage: bool,
-) -> "Callable[[Path, bytes], tuple[Iterator[np.ndarray], int]]":
-    """A function from a .dmc file and its bytes to sound [T_i] and its rate; without torch."""
-    from dmcodec.onnx_codec import OnnxCodec
-    from dmcodec.tokens.bitstream import loads, silence_lost_frames
-
-    codec = OnnxCodec(_export_folder(model), num_threads=threads)
-
-    def decode(path: Path, data: bytes) -> "tuple[Iterator[np.ndarray], int]":
-        file = loads(data, on_damage="skip" if skip_damage else "raise")
-        header = file.header
-        if not any_model:
-            header.check_model(codec.model_id, codec.model_hash)
-        header.check_layout(codec.sample_rate, codec.hop_length, codec.codebook_size)
-        if num_codebooks is not None and num_codebooks > header.num_codebooks:
-            raise ValueError(f"it has {header.num_codebooks} books, not {num_codebooks}")
-        blocks = codec.decode_long(file.codes[:num_codebooks], header.num_samples)
-        if file.damaged_chunks:
-            say_damaged(path, file.damaged_chunks)
-        return silence_lost_frames(blocks, file), codec.sample_rate
-
-    return decode
-
-
-def _export_folder(model: str | None) -> Path:
-    if model is None:
-        raise ValueError("--backend onnx needs --model DIR, a folder that dmcodec export wrote")
-    return Path(model)
+        say(line)

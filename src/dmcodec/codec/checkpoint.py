@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from dmcodec.codec.model import Codec, CodecConfig
+from dmcodec.codec.network import CodecConfig, CodecNetwork
 from dmcodec.config import build_record, parse_json
 from dmcodec.storage import replace_together, write_whole
 
@@ -27,14 +27,16 @@ _CONFIG_HASH = "config_hash"
 _FLOAT_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 _FLOAT_NAMES = "float32, float16, bfloat16 or float64"
 
-AnyCodec = TypeVar("AnyCodec", bound=Codec)
+AnyCodec = TypeVar("AnyCodec", bound=CodecNetwork)
 
 
 class CheckpointError(ValueError):
     """Weights or their config.json are damaged, or in a layout that this version cannot read."""
 
 
-def save_pretrained(codec: Codec, folder: Path, *, dtype: torch.dtype, card: str | None) -> None:
+def save_pretrained(
+    codec: CodecNetwork, folder: Path, *, dtype: torch.dtype, card: str | None
+) -> None:
     """Writes the codec's folder; weights and config appear together, and know each other.
 
     Args:
@@ -91,14 +93,12 @@ def load_pretrained(
     return codec
 
 
-def load(folder_or_id: str | Path | None = None) -> Codec:
-    """The bundled model, or the codec in a folder or on the Hub; in evaluation mode on the CPU."""
-    if folder_or_id is not None:
-        return load_pretrained(Codec, folder_or_id)
+def load_bundled(kind: type[AnyCodec]) -> AnyCodec:
+    """Reads the bundled model; FileNotFoundError where there is none."""
     folder = Path(__file__).parent / "bundled"
     if not (folder / WEIGHTS_NAME).is_file():
         raise FileNotFoundError(f"this build of dmcodec carries no model: {folder} is empty")
-    codec = load_pretrained(Codec, folder)
+    codec = load_pretrained(kind, folder)
     codec.model_id = BUNDLED_ID
     return codec
 
@@ -143,7 +143,7 @@ def unfilled_codec(kind: type[AnyCodec], config: CodecConfig) -> AnyCodec:
         return kind(config)
 
 
-def fill_codec(codec: Codec, tensors: Mapping[str, Tensor]) -> None:
+def fill_codec(codec: CodecNetwork, tensors: Mapping[str, Tensor]) -> None:
     """Gives an unfilled codec its tensors, in float32, and sets it to evaluation mode."""
     dtypes = {name: value.dtype for name, value in codec.state_dict().items()}
     codec.load_state_dict(
@@ -220,7 +220,7 @@ def _check_same_codec(weights: Path, config: Path) -> None:
         )
 
 
-def push_to_hub(codec: Codec, repo_id: str, *, private: bool, card: str | None) -> str:
+def push_to_hub(codec: CodecNetwork, repo_id: str, *, private: bool, card: str | None) -> str:
     """Uploads the codec's folder to the Hub, as the user who is logged in; gives its address."""
     from huggingface_hub import HfApi
 
@@ -261,7 +261,7 @@ def _download(repo_id: str, revision: str | None) -> Path:
         ) from error
 
 
-def _short_card(codec: Codec) -> str:
+def _short_card(codec: CodecNetwork) -> str:
     config = codec.config
     return (
         "---\nlibrary_name: dmcodec\ntags: [audio-codec, speech]\n---\n\n"

@@ -8,6 +8,8 @@ Causal layers look back only: zeros before the start, none of the future, and no
 item's end can reach it.
 """
 
+from collections.abc import Iterator
+from itertools import islice
 from typing import TypeVar, cast
 
 import torch
@@ -21,6 +23,31 @@ Count = TypeVar("Count", int, Tensor)
 def ceil_div(numerator: Count, denominator: int) -> Count:
     """Division of an integer, or of a tensor of integers, rounded up."""
     return -(-numerator // denominator)
+
+
+class Memory:
+    """What causal layers keep of a stream from one chunk to the next, layer by layer.
+
+    Every layer, in the order in which they run, takes what it kept, and adds to `new` what it
+    keeps this time; what was given is left as it is.
+    """
+
+    def __init__(self, old: tuple[Tensor, ...] | None) -> None:
+        """Takes the `new` of the chunk before; None before the first."""
+        self._old: Iterator[Tensor] | None = None if old is None else iter(old)
+        self.new: list[Tensor] = []
+
+    def take(self, number: int) -> tuple[Tensor, ...] | None:
+        """The next tensors of the old; None before the first chunk."""
+        return None if self._old is None else tuple(islice(self._old, number))
+
+    def put_before(self, x: Tensor, num_steps: int) -> Tensor:
+        """[B, C, T] -> [B, C, num_steps + T]: the steps before x, zeros before the first chunk."""
+        old = self.take(1)
+        past = x.new_zeros(x.shape[0], x.shape[1], num_steps) if old is None else old[0]
+        x = torch.cat([past, x], dim=-1)
+        self.new.append(x[..., x.shape[-1] - num_steps :].clone())
+        return x
 
 
 class Conv1d(nn.Module):
@@ -61,6 +88,15 @@ class Conv1d(nn.Module):
         padded = pad_reflect(x, self.padding_left, self.padding_right, self.stride, lengths)
         return self.conv(padded)
 
+    def step(self, x: Tensor, memory: Memory) -> Tensor:
+        """The next T steps of causal layers, a multiple of the stride: [B, C_out, T / stride]."""
+        return self.conv(memory.put_before(x, self.padding_left))
+
+    @property
+    def reach(self) -> int:
+        """Steps on either side, at most, that a step of the result depends on."""
+        return max(self.padding_left, self.padding_right)
+
 
 class ConvTranspose1d(nn.Module):
     """Transposed convolution of kernel 2 * stride, [B, C_in, T] -> [B, C_out, T * stride]."""
@@ -81,31 +117,10 @@ class ConvTranspose1d(nn.Module):
         y = self.conv(x)
         return y[..., self.trim_left : y.shape[-1] - self.trim_right]
 
-
-class SkipLSTM(nn.Module):
-    """LSTM added to its input, [B, C, L] -> [B, C, L] (twice C when bidirectional)."""
-
-    def __init__(self, channels: int, *, num_layers: int, is_bidirectional: bool) -> None:
-        super().__init__()
-        self.lstm = nn.LSTM(
-            channels, channels, num_layers, batch_first=True, bidirectional=is_bidirectional
-        )
-
-    def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """Runs over time; with `lengths` [B] the backward direction starts at each item's end."""
-        x = x.transpose(1, 2)  # [B, L, C]
-        if lengths is None:
-            y, _ = self.lstm(x)
-        else:
-            packed = nn.utils.rnn.pack_padded_sequence(
-                x, lengths.cpu(), batch_first=True, enforce_sorted=False
-            )
-            y, _ = nn.utils.rnn.pad_packed_sequence(
-                self.lstm(packed)[0], batch_first=True, total_length=x.shape[1]
-            )
-        if self.lstm.bidirectional:
-            x = torch.cat([x, x], dim=-1)
-        return (y + x).transpose(1, 2)
+    def step(self, x: Tensor, memory: Memory) -> Tensor:
+        """The next T steps of causal layers, [B, C_out, T * stride]."""
+        y = self.conv(memory.put_before(x, 1))
+        return y[..., self.trim_right : y.shape[-1] - self.trim_right]
 
 
 def length_mask(lengths: Tensor, size: int) -> Tensor:
@@ -163,18 +178,19 @@ def add_weight_norm(module: nn.Module) -> None:
     Training does this and undoes it: a codec at rest, saved or loaded holds plain weights.
     Reference: Salimans and Kingma 2016, arXiv:1602.07868.
     """
-    for conv in _convolutions(module):
+    for conv in convolutions(module):
         if not parametrize.is_parametrized(conv):
             parametrizations.weight_norm(conv, "weight")
 
 
 def remove_weight_norm(module: nn.Module) -> None:
     """Folds direction and size back into plain weights, in place."""
-    for conv in _convolutions(module):
+    for conv in convolutions(module):
         if parametrize.is_parametrized(conv):
             parametrize.remove_parametrizations(conv, "weight", leave_parametrized=True)
 
 
-def _convolutions(module: nn.Module) -> list[nn.Module]:
+def convolutions(module: nn.Module) -> list[nn.Module]:
+    """The convolutions of torch in all layers of this file inside."""
     kinds = (Conv1d, ConvTranspose1d)
     return [cast(nn.Module, m.conv) for m in module.modules() if isinstance(m, kinds)]

@@ -7,19 +7,16 @@ works on pieces of its own. Equality with the plain path is that of arithmetic: 
 order differ in the last bits.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from math import prod
-from typing import TYPE_CHECKING, TypeVar, cast
+from collections.abc import Callable, Iterator, Sequence
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from dmcodec.codec.conv import Conv1d, ConvTranspose1d, SkipLSTM, ceil_div
-from dmcodec.codec.reach import decoder_reach, encoder_reach
+from dmcodec.codec.conv import Conv1d, ConvTranspose1d, ceil_div, convolutions
+from dmcodec.codec.network import CodecNetwork
 from dmcodec.codec.seanet import (
     Decoder,
     DecoderBlock,
@@ -30,9 +27,7 @@ from dmcodec.codec.seanet import (
     Snake,
 )
 from dmcodec.codec.spectral_decoder import SpectralDecoder
-
-if TYPE_CHECKING:
-    from dmcodec.codec.model import Codec
+from dmcodec.codec.threads import in_threads
 
 PIECE_FRAMES = 50
 """Frames that the convolutions work on at a time (measured, docs/log.md)."""
@@ -49,15 +44,8 @@ LEAST_PIECE_FRAMES = 20
 LEAST_COLUMNS = 16
 """Matrix products of fewer columns take as long (measured, docs/log.md)."""
 
-LARGE_LSTM = 512
-"""Hidden sizes from here on have weights larger than caches: `is_lstm_stepped`."""
-
-State = tuple[Tensor, Tensor]
 Piece = tuple[int, int, int, int]
 """Start, stop, start with context, stop with context, in frames."""
-
-Item = TypeVar("Item")
-Result = TypeVar("Result")
 
 
 class FastConv:
@@ -198,12 +186,34 @@ def activate(module: nn.Module, x: Tensor, out: Tensor | None = None) -> Tensor:
     return torch.maximum(x, out.exp_().sub_(1.0), out=out)
 
 
+class Frozen:
+    """The layers of a network, and copies of the weights that are laid out for this path."""
+
+    def __init__(self, network: nn.Module) -> None:
+        self._layers = list(network.modules())
+        self._weights = [weight.detach().clone() for weight in _laid_out(network)]
+
+    def are_of(self, network: nn.Module) -> bool:
+        """Whether these are its layers and weights still, however it was written to.
+
+        All weights are compared: writes through `.data`, and to weights that were made in inference
+        mode, leave no other trace. It costs 1 ms at the size of the bundled model, 25 at full size.
+        """
+        return self._layers == list(network.modules()) and all(
+            map(torch.equal, self._weights, _laid_out(network))
+        )
+
+
+def _laid_out(network: nn.Module) -> list[Tensor]:
+    return [weight for conv in convolutions(network) for weight in conv.parameters()]
+
+
 class FastEncoder:
     """An `Encoder` with its weights laid out for this path."""
 
     def __init__(self, encoder: Encoder) -> None:
-        self.hop_length = prod(encoder.strides)
-        self.reach = ceil_div(encoder_reach(encoder), self.hop_length)  # frames
+        self.frozen = Frozen(encoder)
+        self.hop_length, self.reach = encoder.hop_length, encoder.reach_frames
         self.conv_in, self.conv_out = FastConv(encoder.conv_in), FastConv(encoder.conv_out)
         self.blocks = [
             (make_units(block.residual), block.activation, FastConv(block.downsample))
@@ -231,7 +241,7 @@ class FastEncoder:
 
     def __call__(self, waveforms: list[Tensor]) -> list[Tensor]:
         """Latents [D, L_i] of waveforms [T_i]."""
-        features = run_lstm(self.lstm, self.convolve(waveforms))
+        features = self.lstm.run_items(self.convolve(waveforms))
         return [self.conv_out(x, self.activation).t() for x in features]
 
 
@@ -239,8 +249,8 @@ class FastDecoder:
     """A `Decoder` with its weights laid out for this path."""
 
     def __init__(self, decoder: Decoder) -> None:
-        self.hop_length = prod(decoder.strides)
-        self.reach = ceil_div(decoder_reach(decoder), self.hop_length)  # frames
+        self.frozen = Frozen(decoder)
+        self.hop_length, self.reach = decoder.hop_length, decoder.reach_frames
         self.conv_in, self.conv_out = FastConv(decoder.conv_in), FastConv(decoder.conv_out)
         self.blocks = [
             (block.activation, FastConvTranspose(block.upsample), make_units(block.residual))
@@ -266,14 +276,14 @@ class FastDecoder:
 
     def __call__(self, quantized: list[Tensor]) -> list[Tensor]:
         """Waveforms [L_i * hop_length] of quantized latents [D, L_i]."""
-        return self.convolve(run_lstm(self.lstm, [self.conv_in(x.t()) for x in quantized]))
+        return self.convolve(self.lstm.run_items([self.conv_in(x.t()) for x in quantized]))
 
 
 class FastSpectralDecoder:
     """A `SpectralDecoder` in pieces; its layers are matrix products already."""
 
     def __init__(self, decoder: SpectralDecoder) -> None:
-        self.decoder = decoder
+        self.frozen, self.decoder = Frozen(decoder), decoder
 
     def __call__(self, quantized: list[Tensor]) -> list[Tensor]:
         """Waveforms [L_i * hop_length] of quantized latents [D, L_i]."""
@@ -335,173 +345,49 @@ def pieces(num_frames: int, reach: int, piece_frames: int) -> Iterator[Piece]:
         yield start, stop, max(0, left), right
 
 
-def in_threads(function: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
-    """Results in order, computed on as many threads as torch has, each of one thread inside.
+class Inference:
+    """The fast forms of a network, kept from one call to the next; each is made when needed."""
 
-    A piece for each core scales better than every matrix product of a piece shared by all cores.
-    torch has one number of threads for threads to come: one that first uses torch while this runs
-    gets a single thread for itself.
-    """
-    items = list(items)
-    num_threads = torch.get_num_threads()
-    if num_threads == 1 or len(items) == 1:
-        return [function(item) for item in items]
+    def __init__(self) -> None:
+        self._encoder: FastEncoder | None = None
+        self._decoder: FastDecoder | FastSpectralDecoder | None = None
 
-    def run(item: Item) -> Result:
-        with torch.no_grad():  # a thread has a mode of its own
-            return function(item)
+    def __reduce__(self) -> tuple[type["Inference"], tuple[()]]:
+        """Copies and pickles of a codec carry its weights once."""
+        return Inference, ()
 
-    try:
-        with ThreadPoolExecutor(min(num_threads, len(items)), initializer=_use_one_thread) as pool:
-            return list(pool.map(run, items))
-    finally:
-        torch.set_num_threads(num_threads)  # threads to come begin with the last number set
+    def encoder(self, network: CodecNetwork) -> FastEncoder | None:
+        """The fast form of the network's encoder as it is; None where only the plain one is right.
 
+        That is: on another device, in training (weights change with every step), with weight
+        normalization in place, in another dtype or precision, or under autocast.
+        """
+        if not _is_fast(network):
+            self._encoder = self._decoder = None  # their memory is wanted elsewhere
+        elif self._encoder is None or not self._encoder.frozen.are_of(network.encoder):
+            self._encoder = FastEncoder(network.encoder)
+        return self._encoder
 
-def run_lstm(module: SkipLSTM, inputs: list[Tensor]) -> list[Tensor]:
-    """A `SkipLSTM` on items [L_i, C] -> [L_i, C] each (twice C when bidirectional)."""
-    lstm = module.lstm
-    if len(inputs) > 1 or not is_lstm_stepped(lstm):
-        sizes = [len(x) for x in inputs]
-        lengths = torch.tensor(sizes) if len(set(sizes)) > 1 else None
-        x = nn.utils.rnn.pad_sequence(inputs, batch_first=True).transpose(1, 2)  # [B, C, L]
-        return [y[:, :size].t() for y, size in zip(module(x, lengths), sizes, strict=True)]
-    x = skip = inputs[0]
-    if not lstm.bidirectional:
-        y, _ = run_layers(lstm, x[None])
-        return [y[0].add_(skip)]
-    for layer in range(lstm.num_layers):
-        forward, _ = run_direction(lstm, f"_l{layer}", x)
-        backward, _ = run_direction(lstm, f"_l{layer}_reverse", x.flip(0))
-        x = torch.cat([forward, backward.flip(0)], dim=1)
-    return [x.add_(torch.cat([skip, skip], dim=1))]
+    def decoder(self, network: CodecNetwork) -> FastDecoder | FastSpectralDecoder | None:
+        """As `encoder`."""
+        decoder = network.decoder
+        if not _is_fast(network):
+            self._encoder = self._decoder = None
+        elif self._decoder is None or not self._decoder.frozen.are_of(decoder):
+            self._decoder = (
+                FastSpectralDecoder(decoder)
+                if isinstance(decoder, SpectralDecoder)
+                else FastDecoder(decoder)
+            )
+        return self._decoder
 
 
-def _use_one_thread() -> None:
-    torch.set_num_threads(1)
-    torch.get_num_threads()  # from now on this thread's own number
-
-
-def is_lstm_stepped(lstm: nn.LSTM) -> bool:
-    """Whether `run_direction` beats torch's own LSTM for one item: a large one, on one thread.
-
-    With several threads torch's own reads the weights with all of them at once.
-    """
-    return lstm.hidden_size >= LARGE_LSTM and torch.get_num_threads() == 1
-
-
-def run_layers(lstm: nn.LSTM, x: Tensor, state: State | None = None) -> tuple[Tensor, State]:
-    """`lstm(x, state)` of one item [1, L, C] with `run_direction`; one-directional LSTMs only."""
-    y, ends = x[0], []
-    for layer in range(lstm.num_layers):
-        start = None if state is None else (state[0][layer, 0], state[1][layer, 0])
-        y, end = run_direction(lstm, f"_l{layer}", y, start)
-        ends.append(end)
-    h, c = (torch.stack(parts)[:, None] for parts in zip(*ends, strict=True))
-    return y[None], (h, c)
-
-
-def run_direction(
-    lstm: nn.LSTM, suffix: str, x: Tensor, state: State | None = None
-) -> tuple[Tensor, State]:
-    """One layer and direction of a large LSTM over one item, [L, C] -> [L, H] and its last state.
-
-    Each step reads all recurrent weights (16 MB at full size), and that is what it costs. Every
-    second step reads them in the opposite order, so that it finds what the step before read last
-    still in the cache.
-
-    Args:
-        lstm: where the weights are.
-        suffix: which of them: `_l0`, `_l0_reverse`, `_l1` and so on.
-        x: the input in the order of this direction.
-        state: h and c, [H] each; None for zeros.
-    """
-    w_in, w, b_in, b = (
-        cast(Tensor, getattr(lstm, f"{name}{suffix}")).detach()
-        for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
-    )
-    size, num_steps = lstm.hidden_size, len(x)
-    inputs = torch.addmm(b_in + b, x, w_in.t()).view(num_steps, 4, size)
-    outputs = x.new_empty(num_steps, size)
-    gates = x.new_empty(4, size)
-    in_and_forget, cell_gate, out_gate = gates[:2], gates[2], gates[3]
-    in_gate, forget_gate = in_and_forget
-    h, c = (x.new_zeros(size), x.new_zeros(size)) if state is None else state
-    c, squashed = c.clone(), x.new_empty(size)
-    weights, sums = w.view(4, size, size).unbind(0), gates.unbind(0)
-    orders = ((0, 1, 2, 3), (3, 2, 1, 0))
-    for step, (given, output) in enumerate(zip(inputs, outputs, strict=True)):
-        parts = given.unbind(0)
-        for gate in orders[step % 2]:
-            torch.addmv(parts[gate], weights[gate], h, out=sums[gate])
-        in_and_forget.sigmoid_()
-        cell_gate.tanh_()
-        out_gate.sigmoid_()
-        c.mul_(forget_gate).addcmul_(in_gate, cell_gate)
-        torch.mul(torch.tanh(c, out=squashed), out_gate, out=output)
-        h = output
-    return outputs, (h.clone(), c)
-
-
-@dataclass(frozen=True)
-class FastCodec:
-    """Encoder and decoder of a codec for this path."""
-
-    encoder: FastEncoder
-    decoder: FastDecoder | FastSpectralDecoder
-
-
-class WeightState:
-    """The weights that a fast form was made of; says whether they still are what they were.
-
-    Looks at addresses, torch's counts of changes, and a few values of each: writes through `.data`,
-    and to weights made in inference mode, are not counted.
-    """
-
-    def __init__(self, parameters: Sequence[Tensor]) -> None:
-        self._key, self._values = self._look(parameters), self._sample(parameters)
-
-    def are(self, parameters: Sequence[Tensor]) -> bool:
-        """Whether these are the same weights, unchanged."""
-        is_same = self._key == self._look(parameters)
-        return is_same and torch.equal(self._sample(parameters), self._values)
-
-    @staticmethod
-    def _look(parameters: Sequence[Tensor]) -> list[tuple[int, int]]:
-        return [(p.data_ptr(), 0 if p.is_inference() else p._version) for p in parameters]
-
-    @staticmethod
-    def _sample(parameters: Sequence[Tensor]) -> Tensor:
-        """Some nine values of each; an odd step meets every row, column and tap."""
-        return torch.cat([p.detach().flatten()[:: max(1, p.numel() // 8) | 1] for p in parameters])
-
-
-def fast_codec(codec: "Codec") -> FastCodec | None:
-    """The codec's fast form; None where only the plain path is right.
-
-    That is: on another device, in training (weights change with every step), with weight
-    normalization in place, in another dtype or precision, or under autocast. The form is made at
-    the first use and made anew when weights were changed or replaced.
-    """
-    parameters = [*codec.encoder.parameters(), *codec.decoder.parameters()]
-    if (
-        codec.training
-        or codec.precision != "float32"
+def _is_fast(network: CodecNetwork) -> bool:
+    return not (
+        network.training
+        or network.precision != "float32"
         or torch.is_grad_enabled()
         or torch.is_autocast_enabled("cpu")
-        or any(p.device.type != "cpu" or p.dtype != torch.float32 for p in parameters)
-        or any(parametrize.is_parametrized(m) for m in codec.modules())
-    ):
-        codec.__dict__.pop("_fast", None)  # its memory is wanted elsewhere
-        return None
-    kept: tuple[WeightState, FastCodec] | None = codec.__dict__.get("_fast")
-    if kept is None or not kept[0].are(parameters):
-        weights = WeightState(parameters)
-        decoder = (
-            FastSpectralDecoder(codec.decoder)
-            if isinstance(codec.decoder, SpectralDecoder)
-            else FastDecoder(codec.decoder)
-        )
-        kept = (weights, FastCodec(FastEncoder(codec.encoder), decoder))
-        codec.__dict__["_fast"] = kept
-    return kept[1]
+        or any(p.device.type != "cpu" or p.dtype != torch.float32 for p in network.parameters())
+        or any(parametrize.is_parametrized(m) for m in network.modules())
+    )

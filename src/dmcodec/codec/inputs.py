@@ -2,14 +2,14 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, cast
+from typing import IO, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from dmcodec.audio import SoundBytes
+from dmcodec import audio as audio_files
+from dmcodec.audio import SoundBytes, read_audio, resample, whole_rate
 
 Audio = str | Path | bytes | bytearray | memoryview | IO[bytes] | np.ndarray | Tensor
 
@@ -30,15 +30,11 @@ def to_waveforms(
     """
     sound = _find_sound(audio)
     if sound is not None:
-        from dmcodec.audio import read_audio
-
         return [torch.from_numpy(read_audio(sound, sample_rate=sample_rate))]
     if isinstance(audio, np.ndarray | Tensor):
         waveforms = list(_rows(audio))
         if given_rate is None or given_rate == sample_rate:
             return waveforms
-        from dmcodec.audio import resample, whole_rate
-
         given_rate = whole_rate(given_rate)
         return [
             torch.from_numpy(resample(w.cpu().numpy(), given_rate, sample_rate)) for w in waveforms
@@ -85,18 +81,33 @@ def _rows(audio: np.ndarray | Tensor) -> Tensor:
     return waveform
 
 
+def check_block(block: Tensor, name: str) -> Tensor:
+    """A part [T] of a waveform, which may be empty, as float32 on its device.
+
+    Raises ValueError that names it for what is not float, of another shape, or no sound.
+    """
+    if not isinstance(block, Tensor) or block.ndim != 1 or not block.is_floating_point():
+        found = (
+            f"{block.dtype} {list(block.shape)}"
+            if isinstance(block, Tensor)
+            else type(block).__name__
+        )
+        raise ValueError(f"{name} must be a tensor of float samples [T] in [-1, 1], got {found}")
+    block = block.detach()
+    problem = find_problem(block) if len(block) else None
+    if problem is not None:
+        raise ValueError(f"{name} {problem}")
+    return block.float()
+
+
 def find_problem(waveform: Tensor) -> str | None:
     """As `dmcodec.audio.find_problem`, of at least one sample on any device."""
-    from dmcodec.audio import find_problem as find
-
     extremes = torch.stack([waveform.min(), waveform.max()])  # NaN where there is one
-    return find(extremes.float().cpu().numpy())
+    return audio_files.find_problem(extremes.float().cpu().numpy())
 
 
-def _find_sound(audio: object) -> "Path | SoundBytes | None":
+def _find_sound(audio: object) -> Path | SoundBytes | None:
     """The path, or the bytes of a file that is in memory or open; None for anything else."""
-    from dmcodec.audio import SoundBytes
-
     if isinstance(audio, str | Path):
         return Path(audio)
     if isinstance(audio, bytes | bytearray | memoryview):

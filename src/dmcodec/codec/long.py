@@ -7,43 +7,32 @@ in a temporary file. Equality is that of arithmetic; sums of another order diffe
 """
 
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from functools import partial
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dmcodec.audio import overlapping_parts
+from dmcodec.audio import Waveform, overlapping_parts
 from dmcodec.codec.conv import ceil_div
-from dmcodec.codec.fast import (
-    FastDecoder,
-    FastEncoder,
-    fast_codec,
-    is_lstm_stepped,
-    pieces,
-    run_direction,
-    run_layers,
-)
+from dmcodec.codec.fast import FastDecoder, FastEncoder, Inference, pieces
+from dmcodec.codec.inputs import check_block
+from dmcodec.codec.lstm import State, is_lstm_stepped, run_layers, single_direction
+from dmcodec.codec.network import CodecNetwork
 from dmcodec.codec.precision import check_weights, computing_in
-from dmcodec.codec.reach import decoder_reach, encoder_reach
-from dmcodec.codec.seanet import Decoder, Encoder
+from dmcodec.codec.seanet import Encoder
 from dmcodec.codec.spectral_decoder import SpectralDecoder
 from dmcodec.numpy_search import check_search_width
-
-if TYPE_CHECKING:
-    from dmcodec.codec.model import Codec
 
 CHUNK_FRAMES = 500
 """Frames of a piece: 10 s for the paper's codec."""
 
-State = tuple[Tensor, Tensor]
-
 
 @torch.no_grad()
 def encode_long(
-    codec: "Codec",
+    codec: CodecNetwork,
     blocks: Iterable[Tensor],
     *,
     num_codebooks: int | None = None,
@@ -63,20 +52,14 @@ def encode_long(
         Codes [K, L] on the codec's device, and the number of samples. A temporary file holds
         five float32 feature vectors a frame meanwhile (about 1 MB a second at full size).
 
-    Raises ValueError when there is no sample at all, and for a search_width that is none.
+    Raises ValueError when there is no sample at all, for samples that are no sound (not float, not
+    finite, far beyond full scale), and for a search_width that is none.
     """
     check_weights(codec)
     check_search_width(search_width)
     encoder, device = codec.encoder, codec.device
-    lstm, fast = encoder.lstm.lstm, fast_codec(codec)
-    pieces = _convolved_pieces(
-        fast.encoder if fast is not None else encoder,
-        encoder_reach(encoder),
-        blocks,
-        chunk_frames,
-        codec.config.hop_length,
-        device,
-    )
+    lstm, fast = encoder.lstm.lstm, Inference().encoder(codec)
+    pieces = _convolved_pieces(encoder, fast, blocks, chunk_frames, device)
     with (
         tempfile.TemporaryDirectory(prefix="dmcodec_") as folder,
         computing_in(codec.precision, device),
@@ -101,7 +84,7 @@ def encode_long(
             skip = features.read(left, right)
             x = x + torch.cat([skip] * len(layers), dim=-1)  # [L, C]
             if fast is not None:
-                latents = fast.encoder.conv_out(x, encoder.activation).t()[None]
+                latents = fast.conv_out(x, encoder.activation).t()[None]
             else:
                 latents = encoder.conv_out(encoder.activation(x.t()[None].to(device)))
             latents = latents[..., start - left : stop - left]
@@ -110,53 +93,9 @@ def encode_long(
     return torch.cat(codes, dim=-1), num_samples
 
 
-def encode_windows(
-    codec: "Codec",
-    blocks: Iterable[Tensor],
-    *,
-    window_frames: int,
-    context_frames: int,
-    num_codebooks: int | None = None,
-    search_width: int = 1,
-) -> Iterator[Tensor]:
-    """Codes [K, window_frames] of a waveform without end, window by window; the last is shorter.
-
-    For a codec that looks ahead: each window is encoded with `context_frames` on either side and
-    leaves when they are there. Codes differ from those of the whole where the LSTM remembers more
-    than the context; docs/results.md has the share of equal codes against its length. Where the
-    end can be waited for, `encode_long` is exact; a causal codec streams exactly (streaming.py).
-
-    Args:
-        codec: in evaluation mode.
-        blocks: consecutive parts [T_i] of the waveform, of any sizes.
-        window_frames: frames of a window, at least 1.
-        context_frames: further frames that are encoded on either side and thrown away.
-        num_codebooks: the first n books only; None for all.
-        search_width: see `Codec.encode`.
-
-    Raises ValueError when there is no sample at all.
-    """
-    if window_frames < 1 or context_frames < 0:
-        raise ValueError("window_frames must be 1 or more and context_frames 0 or more")
-    hop_length = codec.config.hop_length
-    waveforms = (block.float().cpu().numpy() for block in blocks)
-    parts = overlapping_parts(waveforms, window_frames * hop_length, context_frames * hop_length)
-    is_empty = True
-    for part, before, num_samples in parts:
-        is_empty = False
-        encoded = codec.encode(part, num_codebooks=num_codebooks, search_width=search_width)
-        codes = encoded.codes[0]
-        first = before // hop_length
-        codes = codes[:, first : first + ceil_div(num_samples, hop_length)]
-        # The last part may have frames of its own beyond the window.
-        yield from codes.split(window_frames, dim=1)  # type: ignore[no-untyped-call]
-    if is_empty:
-        raise ValueError("audio is empty; give at least one sample")
-
-
 @torch.no_grad()
 def decode_long(
-    codec: "Codec",
+    codec: CodecNetwork,
     codes: Tensor,
     num_samples: int,
     *,
@@ -175,12 +114,11 @@ def decode_long(
         )
         return
     lstm, num_frames = decoder.lstm.lstm, codes.shape[-1]
-    fast = fast_codec(codec)
-    fast_decoder = cast(FastDecoder, fast.decoder) if fast is not None else None
+    fast = cast(FastDecoder | None, Inference().decoder(codec))
     is_stepped = fast is not None and is_lstm_stepped(lstm)
     run = partial(run_layers, lstm) if is_stepped else lstm
     reach_in = decoder.conv_in.padding_left
-    reach_out = ceil_div(decoder_reach(decoder), hop_length)
+    reach_out = decoder.reach_frames
     state: State | None = None
     window = torch.zeros(1, lstm.hidden_size, 0, device=codec.device)  # LSTM outputs [1, C, n]
     window_start = done = 0  # frames: first of the window, first not yet given
@@ -190,8 +128,8 @@ def decode_long(
             codes[None, :, left:right].to(codec.device), first_codebook
         )
         with computing_in(codec.precision, codec.device):
-            if fast_decoder is not None:
-                x = fast_decoder.conv_in(quantized[0].t())[None]  # [1, L, C]
+            if fast is not None:
+                x = fast.conv_in(quantized[0].t())[None]  # [1, L, C]
             else:
                 x = decoder.conv_in(quantized).transpose(1, 2)
             x = x[:, start - left : stop - left]
@@ -202,10 +140,10 @@ def decode_long(
             ready = stop if stop == num_frames else stop - reach_out
             if ready <= done:
                 continue
-            if fast_decoder is not None:
-                (waveform,) = fast_decoder.convolve([window[0].t()])
+            if fast is not None:
+                (waveform,) = fast.convolve([window[0].t()])
             else:
-                waveform = _run_decoder_convolutions(decoder, window)[0, 0]
+                waveform = decoder.convolve(window)[0, 0]
         first, last = (frame - window_start for frame in (done, ready))
         end = num_samples - window_start * hop_length
         yield waveform[first * hop_length : min(last * hop_length, end)].float()
@@ -216,7 +154,7 @@ def decode_long(
 
 
 def _decode_spectral(
-    codec: "Codec",
+    codec: CodecNetwork,
     decoder: SpectralDecoder,
     codes: Tensor,
     num_samples: int,
@@ -234,24 +172,30 @@ def _decode_spectral(
 
 
 def _convolved_pieces(
-    encoder: Encoder | FastEncoder,
-    reach_samples: int,
+    encoder: Encoder,
+    fast: FastEncoder | None,
     blocks: Iterable[Tensor],
     chunk_frames: int,
-    hop_length: int,
     device: torch.device,
 ) -> Iterator[tuple[int, Tensor]]:
     """What the encoder's convolutions make of the waveform: (samples, [n, C]) for each piece."""
-    reach = ceil_div(reach_samples, hop_length) * hop_length
-    size = chunk_frames * hop_length
-    waveforms = (block.float().cpu().numpy() for block in blocks)
-    for part, before, num_samples in overlapping_parts(waveforms, size, reach):
+    hop_length = encoder.hop_length
+    parts = overlapping_parts(
+        _checked(blocks), chunk_frames * hop_length, encoder.reach_frames * hop_length
+    )
+    for part, before, num_samples in parts:
         samples, first = torch.from_numpy(part), before // hop_length
-        if isinstance(encoder, FastEncoder):
-            (x,) = encoder.convolve([samples])
+        if fast is not None:
+            (x,) = fast.convolve([samples])
         else:
             x = encoder.convolve(samples[None, None].to(device))[0].t()
         yield num_samples, x[first : first + ceil_div(num_samples, hop_length)]
+
+
+def _checked(blocks: Iterable[Tensor]) -> Iterator[Waveform]:
+    """Parts of a waveform [T_i] as arrays; ValueError for one that is no sound."""
+    for number, block in enumerate(blocks):
+        yield check_block(block, f"block {number}").cpu().numpy()
 
 
 def _run_lstm_layer(
@@ -269,7 +213,7 @@ def _run_lstm_layer(
     outputs = []
     for suffix in ["", "_reverse"] if lstm.bidirectional else [""]:
         is_backward = suffix == "_reverse"
-        direction = _single_direction(lstm, f"_l{layer}{suffix}", is_fast=is_fast)
+        direction = single_direction(lstm, f"_l{layer}{suffix}", is_fast=is_fast)
         output = _FrameFile(folder, f"layer{layer}{suffix}", lstm.hidden_size)
         state: State | None = None
         spans = list(_spans(num_frames, chunk_frames))
@@ -280,31 +224,6 @@ def _run_lstm_layer(
             output.write(start, (y.flip(1) if is_backward else y)[0])
         outputs.append(output)
     return outputs
-
-
-def _single_direction(
-    lstm: nn.LSTM, suffix: str, *, is_fast: bool
-) -> Callable[[Tensor, State | None], tuple[Tensor, State]]:
-    """One layer and direction of an LSTM as a function of [1, L, C] and a state."""
-    if is_fast and is_lstm_stepped(lstm):
-
-        def run(x: Tensor, state: State | None) -> tuple[Tensor, State]:
-            y, state = run_direction(lstm, suffix, x[0], state)
-            return y[None], state
-
-        return run
-    input_size = cast(Tensor, getattr(lstm, f"weight_ih{suffix}")).shape[1]
-    single = nn.LSTM(input_size, lstm.hidden_size, batch_first=True, device="meta")
-    for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"):
-        setattr(single, f"{name}_l0", getattr(lstm, f"{name}{suffix}"))
-    return single
-
-
-def _run_decoder_convolutions(decoder: Decoder, x: Tensor) -> Tensor:
-    """The decoder after its LSTM, [1, C, n] -> [1, 1, n * hop_length]."""
-    for stride, block in zip(decoder.strides, decoder.blocks, strict=True):
-        x = block(x, None, stride)
-    return decoder.conv_out(decoder.activation(x))
 
 
 def _spans(num_frames: int, chunk_frames: int) -> Iterator[tuple[int, int]]:

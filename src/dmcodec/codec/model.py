@@ -1,100 +1,38 @@
-"""The codec: SEANet encoder, residual vector quantizer, a decoder, and how users call them.
+"""The codec as users call it: whatever holds speech to codes, and codes to waveforms.
 
-Reference: Ahasan et al. 2024, arXiv:2410.15017. Discriminators, losses and teachers belong to
-training and live elsewhere.
+The network is in network.py.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from hashlib import blake2b
-from math import ceil, log2, prod
 from numbers import Integral
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Self
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from pydantic import Field, model_validator
-from torch import Tensor, nn
+from torch import Tensor
 
-from dmcodec.audio import MAX_SAMPLE_RATE
-from dmcodec.codec.conv import ceil_div, length_mask
-from dmcodec.codec.fast import fast_codec
+from dmcodec.codec.checkpoint import load_bundled, load_pretrained, push_to_hub, save_pretrained
+from dmcodec.codec.conv import ceil_div
+from dmcodec.codec.fast import Inference
 from dmcodec.codec.inputs import Audio, to_waveforms
 from dmcodec.codec.long import decode_long, encode_long
-from dmcodec.codec.precision import Precision, check_weights, computing_in
-from dmcodec.codec.quantizer import QuantizerConfig, QuantizerOutput, ResidualQuantizer
-from dmcodec.codec.seanet import MAX_WEIGHTS, Decoder, Encoder, SEANetConfig
-from dmcodec.codec.spectral_decoder import SpectralConfig, SpectralDecoder
-from dmcodec.config import Record
+from dmcodec.codec.network import CodecConfig as CodecConfig  # with `Codec` and `Encoded` for users
+from dmcodec.codec.network import CodecNetwork, check_lengths
+from dmcodec.codec.precision import check_weights, computing_in
 from dmcodec.numpy_search import check_search_width
 
 Codes = Tensor | np.ndarray | Sequence[object]
 """[B, K, L] or [K, L] integers, as users have them."""
 
 LONG_FRAMES = 3000
-"""Longer audio (a minute for the paper's codec) goes through long.py: bounded memory."""
+"""Longer audio (a minute for the paper's codec) goes through long.py: `Codec.is_long`."""
 
 
 class WaveformError(ValueError):
     """The decoder gave samples that are no sound."""
-
-
-class SEANetDecoderConfig(Record):
-    """The paper's decoder, the encoder's mirror image: its sizes are those of `SEANetConfig`."""
-
-    kind: Literal["seanet"] = "seanet"
-
-
-class CodecConfig(Record):
-    """Everything that defines a codec's network; the defaults are the paper's."""
-
-    sample_rate: int = Field(16000, ge=1, le=MAX_SAMPLE_RATE, description="Hz")
-    seanet: SEANetConfig = SEANetConfig()
-    quantizer: QuantizerConfig = QuantizerConfig()
-    decoder: Annotated[SEANetDecoderConfig | SpectralConfig, Field(discriminator="kind")] = (
-        SEANetDecoderConfig()
-    )
-    feature_dim: int | None = Field(
-        None,
-        ge=1,
-        le=65536,
-        description="width of the linear map to the teachers' space; None: no map",
-    )
-
-    @model_validator(mode="after")
-    def _check_books(self) -> Self:
-        sizes = (self.quantizer.num_codebooks, self.quantizer.codebook_size, self.seanet.latent_dim)
-        if prod(sizes) > MAX_WEIGHTS:
-            raise ValueError(f"the codebooks would have {prod(sizes):.1e} numbers; take fewer")
-        return self
-
-    @model_validator(mode="after")
-    def _check_decoder(self) -> Self:
-        if isinstance(self.decoder, SpectralConfig):
-            if self.seanet.is_causal:
-                raise ValueError(
-                    "the spectral decoder looks ahead: a causal codec needs decoder.kind = seanet"
-                )
-            self.decoder.check_hop_length(self.hop_length)
-        return self
-
-    @property
-    def hop_length(self) -> int:
-        """Samples per frame."""
-        return self.seanet.hop_length
-
-    @property
-    def frame_rate(self) -> float:
-        """Frames per second, Hz."""
-        return self.sample_rate / self.hop_length
-
-    @property
-    def bitrate_kbps(self) -> float:
-        """Nominal bitrate of all books."""
-        bits = ceil(log2(self.quantizer.codebook_size))
-        return self.frame_rate * self.quantizer.num_codebooks * bits / 1000
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,7 +53,7 @@ class Encoded:
     def __post_init__(self) -> None:
         if self.codes.ndim != 3 or self.codes.numel() == 0:
             raise ValueError(f"codes must be [B, K, L], got shape {tuple(self.codes.shape)}")
-        _check_lengths(self.lengths, len(self.codes), self.codes.shape[-1], "lengths")
+        check_lengths(self.lengths, len(self.codes), self.codes.shape[-1], "lengths")
         if self.num_samples.shape != self.lengths.shape:
             raise ValueError(f"num_samples must be [B], got shape {tuple(self.num_samples.shape)}")
 
@@ -140,89 +78,26 @@ class Encoded:
         return replace(self, codes=self.codes[:, start:end], first_codebook=first)
 
 
-@dataclass(frozen=True, eq=False)
-class CodecOutput:
-    """What a training pass gives: the decoded waveform [B, 1, T] and the quantizer's output.
-
-    `quantizer` is None where the codes were given: encoder and books then did not run.
-    """
-
-    waveform: Tensor
-    quantizer: QuantizerOutput | None
-
-
-class Codec(nn.Module):
+class Codec(CodecNetwork):
     """Speech waveforms to codes and back.
 
     `encode` and `decode` are for users: they take what users have and track no gradients.
     Where torch's own `encoder.compile(...)` and `decoder.compile(...)` were called, they run what
     these made, on a GPU; on the CPU fast.py is faster.
-    `forward` is for training. Weights are plain tensors; training adds weight normalization
-    (conv.py) and removes it before export.
-
-    Attributes:
-        precision: in which `encode` and `decode` compute, see precision.py; a choice of whoever
-            runs the codec, saved with no model.
     """
 
     def __init__(self, config: CodecConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.encoder = Encoder(config.seanet)
-        self.quantizer = ResidualQuantizer(config.quantizer, config.seanet.latent_dim)
-        self.decoder: Decoder | SpectralDecoder
-        if isinstance(config.decoder, SpectralConfig):
-            self.decoder = SpectralDecoder(
-                config.decoder,
-                latent_dim=config.seanet.latent_dim,
-                hop_length=config.hop_length,
-            )
-        else:
-            self.decoder = Decoder(config.seanet)
-        self.feature_map = (
-            nn.Linear(config.seanet.latent_dim, config.feature_dim) if config.feature_dim else None
-        )
-        self.model_id = "untitled"
-        self.precision: Precision = "float32"
+        super().__init__(config)
+        self._inference = Inference()
 
-    @property
-    def device(self) -> torch.device:
-        """Where the weights are."""
-        return self.quantizer.codebooks.device
+    def train(self, mode: bool = True) -> Self:
+        """As every module's; drops the weights that `encode` and `decode` have laid out."""
+        self._inference = Inference()
+        return super().train(mode)
 
-    def forward(
-        self,
-        waveform: Tensor,
-        num_samples: Tensor | None = None,
-        *,
-        codes: Tensor | None = None,
-        update: bool = False,
-    ) -> CodecOutput:
-        """Encodes, quantizes and decodes [B, 1, T] with gradients; the result is [B, 1, T].
-
-        Args:
-            waveform: at the codec's sample rate, zero beyond each item's samples.
-            num_samples: [B] samples of each item; None when every item fills T.
-            codes: [B, K, L] of these waveforms, zero beyond each item's frames: only the decoder
-                runs. None: encoder and books give them.
-            update: move the codebooks (training steps only).
-        """
-        if waveform.ndim != 3 or waveform.shape[1] != 1:
-            raise ValueError(f"waveform must be [B, 1, T], got shape {tuple(waveform.shape)}")
-        if num_samples is not None:
-            _check_lengths(num_samples, len(waveform), waveform.shape[-1], "num_samples")
-            is_full = bool((num_samples == waveform.shape[-1]).all())  # free when on the CPU
-            num_samples = None if is_full else num_samples.to(waveform.device)
-        lengths = None if num_samples is None else ceil_div(num_samples, self.config.hop_length)
-        if codes is None:
-            output = self.quantizer(self.encoder(waveform, num_samples), lengths, update=update)
-            quantized = output.quantized
-        else:
-            output, quantized = None, self.quantizer.decode(codes)
-        decoded = self.decoder(quantized, lengths)[..., : waveform.shape[-1]]
-        if num_samples is not None:
-            decoded = _zero_beyond(decoded, num_samples)
-        return CodecOutput(decoded, output)
+    def is_long(self, num_samples: int) -> bool:
+        """Whether a waveform of so many samples is worked on in pieces, for bounded memory."""
+        return num_samples > LONG_FRAMES * self.config.hop_length
 
     @torch.no_grad()
     def encode(
@@ -255,16 +130,12 @@ class Codec(nn.Module):
         waveforms = [
             w.to(self.device) for w in to_waveforms(audio, sample_rate, self.config.sample_rate)
         ]
-        longest = LONG_FRAMES * self.config.hop_length
-        together = iter(
-            self._encode_together(
-                [w for w in waveforms if len(w) <= longest], num_codebooks, search_width
-            )
-        )
+        short = [w for w in waveforms if not self.is_long(len(w))]
+        together = iter(self._encode_together(short, num_codebooks, search_width))
         codes = [
-            next(together)
-            if len(w) <= longest
-            else encode_long(self, [w], num_codebooks=num_codebooks, search_width=search_width)[0]
+            encode_long(self, [w], num_codebooks=num_codebooks, search_width=search_width)[0]
+            if self.is_long(len(w))
+            else next(together)
             for w in waveforms
         ]
         num_samples = torch.tensor([len(w) for w in waveforms], device=self.device)
@@ -310,14 +181,14 @@ class Codec(nn.Module):
                 " frame: are these the codes of another codec?"
             )
         items = [encoded.item(i).to(self.device) for i in range(len(encoded))]
-        together = iter(
-            self._decode_together([c for c in items if c.shape[1] <= LONG_FRAMES], first)
-        )
+        sizes = num_samples.tolist()
+        short = [c for c, size in zip(items, sizes, strict=True) if not self.is_long(size)]
+        together = iter(self._decode_together(short, first))
         waveforms = [
-            next(together)
-            if c.shape[1] <= LONG_FRAMES
-            else torch.cat(list(decode_long(self, c, size, first_codebook=first)))
-            for c, size in zip(items, num_samples.tolist(), strict=True)
+            torch.cat(list(decode_long(self, c, size, first_codebook=first)))
+            if self.is_long(size)
+            else next(together)
+            for c, size in zip(items, sizes, strict=True)
         ]
         decoded = _stack_padded([w[:size] for w, size in zip(waveforms, num_samples, strict=True)])
         if not bool(torch.isfinite(decoded).all()):
@@ -327,42 +198,17 @@ class Codec(nn.Module):
     @classmethod
     def from_pretrained(cls, folder_or_id: str | Path, *, revision: str | None = None) -> Self:
         """A codec from a local folder or a Hugging Face Hub id, in evaluation mode on the CPU."""
-        from dmcodec.codec.checkpoint import load_pretrained
-
         return load_pretrained(cls, folder_or_id, revision=revision)
 
     def save_pretrained(
         self, folder: str | Path, *, dtype: torch.dtype = torch.float32, card: str | None = None
     ) -> None:
         """Writes config.json, model.safetensors and README.md (the card) into a folder."""
-        from dmcodec.codec.checkpoint import save_pretrained
-
         save_pretrained(self, Path(folder), dtype=dtype, card=card)
 
     def push_to_hub(self, repo_id: str, *, private: bool = False, card: str | None = None) -> str:
         """Uploads what `save_pretrained` writes to the Hugging Face Hub; gives the address."""
-        from dmcodec.codec.checkpoint import push_to_hub
-
         return push_to_hub(self, repo_id, private=private, card=card)
-
-    @torch.no_grad()
-    def fingerprint(self) -> str:
-        """16 hexadecimal digits that change with whatever changes codes or sound, and with no more.
-
-        Those are the weights of the plain form (see `remove_weight_norm`) and the settings that
-        their shapes do not show. How the books are learned, and the feature map, are left out.
-        """
-        seanet = self.config.seanet
-        settings: list[object] = [self.config.sample_rate, seanet.strides, seanet.dilation_base]
-        settings += [seanet.activation] + ["causal"] * seanet.is_causal
-        if isinstance(self.decoder, SpectralDecoder):
-            settings += ["spectral", self.decoder.upsampling]
-        digest = blake2b(repr(settings).encode(), digest_size=8)
-        for name, weight in sorted(self.state_dict().items()):
-            if name.startswith(("encoder.", "decoder.")) or name == "quantizer.codebooks":
-                digest.update(f"{name}{list(weight.shape)}".encode())
-                digest.update(weight.float().cpu().contiguous().numpy().tobytes())
-        return digest.hexdigest()
 
     def _encode_together(
         self, waveforms: list[Tensor], num_codebooks: int | None, search_width: int
@@ -370,9 +216,9 @@ class Codec(nn.Module):
         """Codes [K, L_i] of waveforms [T_i], computed as one batch."""
         if not waveforms:
             return []
-        fast = fast_codec(self)
-        if fast is not None:
-            latents = fast.encoder(waveforms)  # [D, L_i] each
+        encoder = self._inference.encoder(self)
+        if encoder is not None:
+            latents = encoder(waveforms)  # [D, L_i] each
             joined = torch.cat(latents, dim=1)[None]
             codes = self.quantizer.encode(joined, num_codebooks, search_width=search_width)[0]
             return list(torch.split(codes, [x.shape[1] for x in latents], dim=1))
@@ -390,9 +236,9 @@ class Codec(nn.Module):
         """Waveforms [L_i * hop_length, or more] of codes [K, L_i], computed as one batch."""
         if not codes:
             return []
-        fast = fast_codec(self)
-        if fast is not None:
-            return fast.decoder([self.quantizer.decode(c[None], first_codebook)[0] for c in codes])
+        decoder = self._inference.decoder(self)
+        if decoder is not None:
+            return decoder([self.quantizer.decode(c[None], first_codebook)[0] for c in codes])
         frames = torch.tensor([c.shape[1] for c in codes], device=self.device)
         is_mixed = bool((frames != frames[0]).any())
         quantized = self.quantizer.decode(_stack_padded(codes), first_codebook)
@@ -409,6 +255,11 @@ class Codec(nn.Module):
             raise ValueError(f"codes must be [B, K, L] or [K, L], got shape {tuple(codes.shape)}")
         frames = torch.as_tensor([codes.shape[-1]] * len(codes) if lengths is None else lengths)
         return Encoded(codes, frames, frames * self.config.hop_length, first_codebook)
+
+
+def load(folder_or_id: str | Path | None = None) -> Codec:
+    """The bundled model, or the codec in a folder or on the Hub; in evaluation mode on the CPU."""
+    return load_bundled(Codec) if folder_or_id is None else load_pretrained(Codec, folder_or_id)
 
 
 def _stack_padded(items: list[Tensor]) -> Tensor:
@@ -434,17 +285,3 @@ def _check_number(name: str, value: object) -> None:
     """Raises ValueError unless it is a whole number, or None."""
     if value is not None and (isinstance(value, bool) or not isinstance(value, Integral)):
         raise ValueError(f"{name} must be a whole number, got {value!r}")
-
-
-def _zero_beyond(waveform: Tensor, num_samples: Tensor) -> Tensor:
-    """Zeroes the samples of [B, 1, T] at or beyond each item's number of samples [B]."""
-    return waveform.masked_fill(~length_mask(num_samples, waveform.shape[-1])[:, None], 0.0)
-
-
-def _check_lengths(lengths: Tensor, batch_size: int, size: int, name: str) -> None:
-    """Raises ValueError unless there is one whole number in 1..size for each item."""
-    is_fit = lengths.shape == (batch_size,) and not lengths.is_floating_point()
-    if not is_fit or bool(((lengths < 1) | (lengths > size)).any()):
-        raise ValueError(
-            f"{name} must be {batch_size} whole numbers from 1 to {size}, got {lengths.tolist()}"
-        )

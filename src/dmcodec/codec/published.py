@@ -20,7 +20,8 @@ from dmcodec.codec.checkpoint import (
     read_safetensors,
     unfilled_codec,
 )
-from dmcodec.codec.model import Codec, CodecConfig
+from dmcodec.codec.model import Codec
+from dmcodec.codec.network import CodecConfig
 from dmcodec.config import Record, build_record
 
 _BOOK = "quantizer.vq.layers.{}._codebook."

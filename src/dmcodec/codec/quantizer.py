@@ -8,7 +8,7 @@ Reference: Zeghidour et al. 2021, arXiv:2107.03312, sec. III-C.
 """
 
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from dmcodec.codec.conv import length_mask
 from dmcodec.codec.precision import computing_in
-from dmcodec.codec.search import book_search
+from dmcodec.codec.search import BookSearch
 from dmcodec.config import Record
 from dmcodec.numpy_search import check_search_width
 
@@ -91,6 +91,11 @@ class ResidualQuantizer(nn.Module):
         self.register_buffer("is_started", torch.zeros((), dtype=torch.bool))
         # Seeds the random choices of a step, so that a resumed run and every process agree.
         self.register_buffer("num_updates", torch.zeros((), dtype=torch.int64))
+        self._search: BookSearch | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies and pickles leave out the tables of the search."""
+        return {**self.__dict__, "_search": None}
 
     def forward(
         self, latents: Tensor, lengths: Tensor | None = None, *, update: bool = False
@@ -158,7 +163,8 @@ class ResidualQuantizer(nn.Module):
         with torch.autocast(device.type, enabled=False), computing_in("float32", device):
             residual = latents.float().transpose(1, 2)  # [B, L, D]
             if check_search_width(search_width) > 1:
-                found = book_search(self)(residual.flatten(0, 1), books, search_width)  # [B L, K]
+                # [B L, K]
+                found = self._book_search()(residual.flatten(0, 1), books, search_width)
                 return found.view(*residual.shape[:2], books).transpose(1, 2)
             codes = []
             for codebook in self.codebooks[:books]:
@@ -195,6 +201,12 @@ class ResidualQuantizer(nn.Module):
         return total.transpose(1, 2)
 
     @torch.no_grad()
+    def _book_search(self) -> BookSearch:
+        """The search in the books as they are; its tables are made anew for changed books."""
+        if self._search is None or not self._search.is_of(self.codebooks):
+            self._search = BookSearch(self.codebooks)
+        return self._search
+
     def usage(self) -> CodebookUsage:
         """Health of the books over the recent past (the window of the moving average)."""
         share = self.cluster_sizes / self.cluster_sizes.sum(dim=1, keepdim=True)

@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor, nn
 
-from dmcodec.codec.conv import Conv1d, ConvTranspose1d, SkipLSTM, ceil_div
+from dmcodec.codec.conv import Conv1d, ConvTranspose1d, Memory, ceil_div
+from dmcodec.codec.lstm import SkipLSTM
 from dmcodec.config import Record
 
 MAX_HOP_LENGTH = 65535
@@ -127,6 +128,11 @@ class ResidualUnit(nn.Module):
         y = self.conv_in(self.activation_in(x), lengths)
         return self.shortcut(x) + self.conv_out(self.activation_out(y))
 
+    def step(self, x: Tensor, memory: Memory) -> Tensor:
+        """`forward` of the next steps; the other convolutions see one step at a time."""
+        y = self.conv_in.step(self.activation_in(x), memory)
+        return self.shortcut(x) + self.conv_out(self.activation_out(y))
+
 
 class ResidualStack(nn.Module):
     """The residual units of one block, with growing dilation."""
@@ -143,6 +149,17 @@ class ResidualStack(nn.Module):
         for unit in cast(list[ResidualUnit], self.units):
             x = unit(x, lengths)
         return x
+
+    def step(self, x: Tensor, memory: Memory) -> Tensor:
+        """`forward` of the next steps."""
+        for unit in cast(list[ResidualUnit], self.units):
+            x = unit.step(x, memory)
+        return x
+
+    @property
+    def reach(self) -> int:
+        """Steps on either side that a step of the result depends on."""
+        return sum(unit.conv_in.reach for unit in cast(list[ResidualUnit], self.units))
 
 
 def initialize(module: nn.Module, *, input_gain: float, output_gain: float) -> None:
@@ -189,6 +206,10 @@ class EncoderBlock(nn.Module):
         """Runs the block."""
         return self.downsample(self.activation(self.residual(x, lengths)), lengths)
 
+    def step(self, x: Tensor, memory: Memory) -> Tensor:
+        """`forward` of the next steps."""
+        return self.downsample.step(self.activation(self.residual.step(x, memory)), memory)
+
 
 class DecoderBlock(nn.Module):
     """A transposed convolution, then residual units, [B, 2 C, T] -> [B, C, T * stride]."""
@@ -205,6 +226,10 @@ class DecoderBlock(nn.Module):
         """Runs the block; `lengths` are those of the input."""
         x = self.upsample(self.activation(x), lengths)
         return self.residual(x, None if lengths is None else lengths * stride)
+
+    def step(self, x: Tensor, memory: Memory) -> Tensor:
+        """`forward` of the next steps."""
+        return self.residual.step(self.upsample.step(self.activation(x), memory), memory)
 
 
 class Encoder(nn.Module):
@@ -256,13 +281,30 @@ class Encoder(nn.Module):
                 lengths = ceil_div(lengths, stride)
         return x
 
+    def step(self, waveform: Tensor, memory: Memory) -> Tensor:
+        """`forward` of the next whole frames of streams [B, 1, T]; causal encoders only."""
+        x = self.conv_in.step(waveform, memory)
+        for block in cast(list[EncoderBlock], self.blocks):
+            x = block.step(x, memory)
+        x = self.lstm.step(x, memory)
+        return self.conv_out.step(self.activation(x), memory)
+
+    @property
+    def reach_frames(self) -> int:
+        """Frames on either side that a frame before the LSTM depends on."""
+        reach, step = self.conv_in.reach, 1  # in samples
+        for stride, block in zip(self.strides, cast(list[EncoderBlock], self.blocks), strict=True):
+            reach += step * (block.residual.reach + block.downsample.reach)
+            step *= stride
+        return ceil_div(reach, self.hop_length)
+
 
 class Decoder(nn.Module):
     """Quantized latents [B, D, L] -> waveform [B, 1, L * hop_length]."""
 
     def __init__(self, config: SEANetConfig) -> None:
         super().__init__()
-        self.strides = tuple(reversed(config.strides))
+        self.strides, self.hop_length = tuple(reversed(config.strides)), config.hop_length
         channels = config.num_filters * 2 ** len(config.strides)
         self.conv_in = Conv1d(
             config.latent_dim,
@@ -284,9 +326,28 @@ class Decoder(nn.Module):
 
     def forward(self, quantized: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Decodes; `lengths` [B] in frames, None when every item fills L."""
-        x = self.lstm(self.conv_in(quantized, lengths), lengths)
+        return self.convolve(self.lstm(self.conv_in(quantized, lengths), lengths), lengths)
+
+    def convolve(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """The part after the LSTM, [B, C, L] -> [B, 1, L * hop_length]."""
         for stride, block in zip(self.strides, self.blocks, strict=True):
             x = block(x, lengths, stride)
             if lengths is not None:
                 lengths = lengths * stride
         return self.conv_out(self.activation(x), lengths)
+
+    def step(self, quantized: Tensor, memory: Memory) -> Tensor:
+        """`forward` of the next frames of streams; causal decoders only."""
+        x = self.lstm.step(self.conv_in.step(quantized, memory), memory)
+        for block in cast(list[DecoderBlock], self.blocks):
+            x = block.step(x, memory)
+        return self.conv_out.step(self.activation(x), memory)
+
+    @property
+    def reach_frames(self) -> int:
+        """Frames next to a cut after the LSTM whose samples depend on what is beyond the cut."""
+        reach = 0  # in steps of the block
+        for stride, block in zip(self.strides, cast(list[DecoderBlock], self.blocks), strict=True):
+            reach = reach * stride + max(block.upsample.trim_left, block.upsample.trim_right)
+            reach += block.residual.reach
+        return ceil_div(reach + self.conv_out.reach, self.hop_length)

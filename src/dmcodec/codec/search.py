@@ -13,25 +13,21 @@ Reference: LeBlanc et al. 1993, IEEE Transactions on Speech and Audio Processing
 """
 
 from functools import partial
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dmcodec.codec.fast import WeightState, in_threads
+from dmcodec.codec.threads import in_threads
 from dmcodec.numpy_search import choose_group_size, count_block_frames, fits_tables
-
-if TYPE_CHECKING:
-    from dmcodec.codec.quantizer import ResidualQuantizer
 
 
 class BookSearch:
-    """The search in a quantizer's books as they are now; `book_search` gives one."""
+    """The search in codebooks, with tables that are made when they are first used."""
 
     def __init__(self, codebooks: Tensor) -> None:
-        """Takes float32 codebooks [K, V, D]."""
-        self.codebooks = codebooks
+        """Takes float32 codebooks [K, V, D], and copies them."""
+        self.codebooks = codebooks.clone()
         num_books, self.size, _ = codebooks.shape
         self.half_norms = 0.5 * codebooks.square().sum(dim=2)  # [K, V]
         self.has_tables = codebooks.device.type == "cpu" and fits_tables(num_books, self.size)
@@ -52,6 +48,11 @@ class BookSearch:
                 self._table(book)  # before the threads would each make it
             return torch.cat(in_threads(search, blocks))
         return torch.cat([search(block) for block in blocks])
+
+    def is_of(self, codebooks: Tensor) -> bool:
+        """Whether these are the codebooks it has, however they were written to."""
+        is_here = self.codebooks.device == codebooks.device
+        return is_here and torch.equal(self.codebooks, codebooks)
 
     def _search_block(self, x: Tensor, num_books: int, width: int) -> Tensor:
         """As `__call__` of vectors that fit the memory together."""
@@ -124,13 +125,3 @@ def keep_best(
     new_gains[:, :1] = greedy_gain
     found = groups.gather(1, place // group_size) * group_size + place % group_size
     return new_gains, found // size, found % size
-
-
-def book_search(quantizer: "ResidualQuantizer") -> BookSearch:
-    """The search in the quantizer's books; its tables are made once and anew for changed books."""
-    codebooks = quantizer.codebooks.detach()
-    kept: tuple[WeightState, BookSearch] | None = quantizer.__dict__.get("_search")
-    if kept is None or not kept[0].are([codebooks]):
-        kept = (WeightState([codebooks]), BookSearch(codebooks))
-        quantizer.__dict__["_search"] = kept
-    return kept[1]

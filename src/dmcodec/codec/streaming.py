@@ -6,24 +6,18 @@ second). All that a stream remembers is its state, a value: kept, copied or drop
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 import torch
 from torch import Tensor
 
-from dmcodec.codec.conv import Conv1d, ConvTranspose1d, SkipLSTM
-from dmcodec.codec.fast import run_layers
-from dmcodec.codec.inputs import find_problem
+from dmcodec.codec.conv import Memory
+from dmcodec.codec.inputs import check_block
+from dmcodec.codec.network import CodecNetwork
 from dmcodec.codec.precision import check_weights, computing_in
-from dmcodec.codec.seanet import Decoder, DecoderBlock, EncoderBlock, ResidualStack, ResidualUnit
-
-if TYPE_CHECKING:
-    from dmcodec.codec.model import Codec
-
-FEW_FRAMES = 16
-"""Fewer are cheaper step by step: torch's LSTM prepares its weights anew at every call."""
+from dmcodec.codec.seanet import Decoder
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,7 +36,7 @@ class StreamEncoder:
     """Encodes any number of streams, each of which starts and ends when it likes."""
 
     def __init__(
-        self, codec: "Codec", *, num_codebooks: int | None = None, search_width: int = 1
+        self, codec: CodecNetwork, *, num_codebooks: int | None = None, search_width: int = 1
     ) -> None:
         """Takes a causal codec in evaluation mode; ValueError for another."""
         _check_causal(codec)
@@ -70,12 +64,7 @@ class StreamEncoder:
         hop_length, device = self.codec.config.hop_length, self.codec.device
         heard = []
         for number, (chunk, state) in enumerate(zip(chunks, states, strict=True)):
-            if chunk.ndim != 1 or not chunk.is_floating_point():
-                raise ValueError(f"chunk {number} must be finite float samples [T] in [-1, 1]")
-            problem = find_problem(chunk.detach()) if len(chunk) else None
-            if problem is not None:
-                raise ValueError(f"chunk {number} {problem}")
-            chunk = chunk.float().to(device)
+            chunk = check_block(chunk, f"chunk {number}").to(device)
             heard.append(chunk if state.pending is None else torch.cat([state.pending, chunk]))
         counts = [len(samples) // hop_length for samples in heard]
         frames = [x[: n * hop_length][None] for x, n in zip(heard, counts, strict=True)]
@@ -100,14 +89,8 @@ class StreamEncoder:
     def _num_codebooks(self) -> int:
         return self.num_codebooks or self.codec.config.quantizer.num_codebooks
 
-    def _encode(self, x: Tensor, layers: "_Layers") -> Tensor:
-        encoder = self.codec.encoder
-        x = layers.conv(encoder.conv_in, x)
-        for block in cast(list[EncoderBlock], encoder.blocks):
-            x = layers.residual(block.residual, x)
-            x = layers.conv(block.downsample, block.activation(x))
-        x = layers.lstm(encoder.lstm, x)
-        latents = layers.conv(encoder.conv_out, encoder.activation(x))
+    def _encode(self, x: Tensor, memory: Memory) -> Tensor:
+        latents = self.codec.encoder.step(x, memory)
         return self.codec.quantizer.encode(
             latents, self.num_codebooks, search_width=self.search_width
         )
@@ -116,7 +99,7 @@ class StreamEncoder:
 class StreamDecoder:
     """Decodes any number of streams, each of which starts and ends when it likes."""
 
-    def __init__(self, codec: "Codec") -> None:
+    def __init__(self, codec: CodecNetwork) -> None:
         """Takes a causal codec in evaluation mode; ValueError for another."""
         _check_causal(codec)
         self.codec = codec
@@ -139,65 +122,13 @@ class StreamDecoder:
             StreamState(memory) for memory in memories
         ]
 
-    def _decode(self, codes: Tensor, layers: "_Layers") -> Tensor:
+    def _decode(self, codes: Tensor, memory: Memory) -> Tensor:
         decoder = cast(Decoder, self.codec.decoder)  # the only kind of a causal codec
-        x = layers.conv(decoder.conv_in, self.codec.quantizer.decode(codes))
-        x = layers.lstm(decoder.lstm, x)
-        for block in cast(list[DecoderBlock], decoder.blocks):
-            x = layers.upsample(block.upsample, block.activation(x))
-            x = layers.residual(block.residual, x)
-        return layers.conv(decoder.conv_out, decoder.activation(x))
-
-
-class _Layers:
-    """Runs causal layers on the next steps of a batch, giving each the end of its last input."""
-
-    def __init__(self, memory: tuple[Tensor, ...] | None) -> None:
-        self._old: Iterator[Tensor] | None = None if memory is None else iter(memory)
-        self.memory: list[Tensor] = []
-
-    def conv(self, layer: Conv1d, x: Tensor) -> Tensor:
-        """[B, C, T] -> [B, C', T / stride]; T is a multiple of the stride."""
-        return cast(Tensor, layer.conv(self._after_past(x, layer.padding_left)))
-
-    def upsample(self, layer: ConvTranspose1d, x: Tensor) -> Tensor:
-        """[B, C, T] -> [B, C', T * stride]."""
-        y = layer.conv(self._after_past(x, 1))
-        return y[..., layer.trim_right : y.shape[-1] - layer.trim_right]
-
-    def residual(self, stack: ResidualStack, x: Tensor) -> Tensor:
-        """[B, C, T] -> same."""
-        for unit in cast(list[ResidualUnit], stack.units):
-            y = self.conv(unit.conv_in, unit.activation_in(x))
-            x = unit.shortcut(x) + unit.conv_out(unit.activation_out(y))
-        return x
-
-    def lstm(self, layer: SkipLSTM, x: Tensor) -> Tensor:
-        """[B, C, L] -> same. In the memory h and c lie batch first."""
-        x = x.transpose(1, 2)  # [B, L, C]
-        state = None
-        if self._old is not None:
-            h, c = next(self._old), next(self._old)
-            state = (h.transpose(0, 1).contiguous(), c.transpose(0, 1).contiguous())
-        if len(x) == 1 and x.shape[1] < FEW_FRAMES:
-            y, (h, c) = run_layers(layer.lstm, x, state)
-        else:
-            y, (h, c) = layer.lstm(x, state)
-        self.memory += [h.transpose(0, 1), c.transpose(0, 1)]
-        return (x + y).transpose(1, 2)
-
-    def _after_past(self, x: Tensor, num_steps: int) -> Tensor:
-        if self._old is None:
-            past = x.new_zeros(x.shape[0], x.shape[1], num_steps)
-        else:
-            past = next(self._old)
-        x = torch.cat([past, x], dim=-1)
-        self.memory.append(x[..., x.shape[-1] - num_steps :].clone())
-        return x
+        return decoder.step(self.codec.quantizer.decode(codes), memory)
 
 
 def _run_together(
-    items: list[Tensor], states: Sequence[StreamState], run: Callable[[Tensor, _Layers], Tensor]
+    items: list[Tensor], states: Sequence[StreamState], run: Callable[[Tensor, Memory], Tensor]
 ) -> tuple[list[Tensor | None], list[tuple[Tensor, ...] | None]]:
     """Results and memories of items [C, T_i]; those of one shape and age class in one batch."""
     results: list[Tensor | None] = [None] * len(items)
@@ -207,17 +138,17 @@ def _run_together(
         if item.shape[-1] > 0:
             groups[(*item.shape, memories[number] is None)].append(number)
     for numbers in groups.values():
-        old = [memory for n in numbers if (memory := memories[n]) is not None]
+        old = [kept for n in numbers if (kept := memories[n]) is not None]
         joined = tuple(torch.cat(parts) for parts in zip(*old, strict=True)) if old else None
-        layers = _Layers(joined)
-        output = run(torch.stack([items[n] for n in numbers]), layers)
+        memory = Memory(joined)
+        output = run(torch.stack([items[n] for n in numbers]), memory)
         for place, number in enumerate(numbers):
             results[number] = output[place]
-            memories[number] = tuple(part[place : place + 1] for part in layers.memory)
+            memories[number] = tuple(part[place : place + 1] for part in memory.new)
     return results, memories
 
 
-def _check_causal(codec: "Codec") -> None:
+def _check_causal(codec: CodecNetwork) -> None:
     if not codec.config.seanet.is_causal:
         raise ValueError(
             f"codec {codec.model_id!r} looks ahead and cannot stream: train one with"

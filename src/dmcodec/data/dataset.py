@@ -22,6 +22,7 @@ from dmcodec.audio import MAX_SAMPLE_RATE, SAMPLE_RATE, Waveform, remove_dc, sam
 from dmcodec.config import Record
 from dmcodec.data.features import SegmentGuidance, TeacherStores
 from dmcodec.manifest import Utterance
+from dmcodec.manifest_lines import Columns
 from dmcodec.sources import measure, read_utterance
 from dmcodec.tokens.shards import read_rows
 
@@ -39,6 +40,8 @@ class DataConfig(Record):
     Attributes:
         train_manifests: read by `dmcodec.manifest.read_manifests`.
         valid_manifest: held-out speakers, for validation.
+        columns: our keys -> names of columns that both kinds of lists have for them, as
+            `--column text=sentence` of the commands; see `read_manifests`.
         sample_rate: Hz; files at other rates are resampled.
         hop_length: segments start at, and last, whole frames of this many samples.
         segment_samples: length of a segment. The paper trains on 3 s.
@@ -59,6 +62,7 @@ class DataConfig(Record):
 
     train_manifests: tuple[Path, ...] = Field(min_length=1)
     valid_manifest: Path | None = None
+    columns: dict[str, str] = Field(default_factory=dict)
     sample_rate: int = Field(default=SAMPLE_RATE, ge=1, le=MAX_SAMPLE_RATE)
     hop_length: int = Field(default=320, ge=1, le=65535)
     segment_samples: int = Field(default=48_000, ge=1, le=1 << 24)
@@ -71,6 +75,7 @@ class DataConfig(Record):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
+        Columns(self.columns)  # refuses keys that there are not
         if self.segment_samples % self.hop_length:
             raise ValueError(
                 f"segment_samples = {self.segment_samples} is not a whole number of frames of "

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import torch
 
-from dmcodec.codec.checkpoint import BUNDLED_ID, load
-from dmcodec.codec.model import Codec
-from dmcodec.files import Identity, identify
+from dmcodec.codec.checkpoint import BUNDLED_ID
+from dmcodec.codec.engine import TorchCodec
+from dmcodec.codec.model import Codec, load
 
 _MAX_LOADED = 2
 """A codec of full size takes 0.3 GB."""
@@ -20,10 +20,14 @@ class Refused(ValueError):
 
 @dataclass(frozen=True, eq=False)
 class Model:
-    """A codec that is loaded, and what its `.dmc` files say about it."""
+    """A codec that is loaded, as it writes `.dmc` files."""
 
-    codec: Codec
-    identity: Identity
+    engine: TorchCodec
+
+    @property
+    def codec(self) -> Codec:
+        """The codec itself."""
+        return self.engine.codec
 
     def describe(self) -> str:
         """One line for the page."""
@@ -69,7 +73,7 @@ class Models:
             except (ValueError, OSError) as problem:
                 raise Refused(f"The model cannot be loaded: {problem}") from problem
             codec.decode(codec.encode(torch.zeros(codec.config.sample_rate)))  # it sets up
-            self._loaded[name] = Model(codec, identify(codec))
+            self._loaded[name] = Model(TorchCodec(codec))
             if len(self._loaded) > _MAX_LOADED:
                 self._loaded.popitem(last=False)
         self._loaded.move_to_end(name)

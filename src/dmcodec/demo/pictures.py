@@ -16,8 +16,8 @@ import numpy.typing as npt
 
 from dmcodec.audio import samples_to_seconds
 from dmcodec.demo.recordings import Decoded, Recording
+from dmcodec.metrics.signal import log_mel
 from dmcodec.packages import import_package
-from dmcodec.quality import log_mel
 
 MEL_HOP = 256
 """Samples of a column of `log_mel`."""

@@ -23,10 +23,12 @@ from dmcodec.audio import (
 )
 from dmcodec.codec.model import Encoded
 from dmcodec.demo.models import Model, Refused
-from dmcodec.files import describe_cost, pack
+from dmcodec.metrics.intelligibility import stoi
+from dmcodec.metrics.measure import Unmeasurable, is_silent
+from dmcodec.metrics.opinion import pesq_wb
 from dmcodec.packages import MissingPackage
-from dmcodec.quality import Unmeasurable, is_silent, pesq_wb, stoi
-from dmcodec.tokens.bitstream import MAGIC, BitstreamError, loads, read_header
+from dmcodec.reconstruction import describe_cost
+from dmcodec.tokens.bitstream import MAGIC, BitstreamError, dumps, loads, make_header, read_header
 
 MAX_NAME_LENGTH = 60
 
@@ -72,8 +74,8 @@ class Recording:
 
     def dumps(self, num_codebooks: int) -> bytes:
         """The `.dmc` file of the first n books."""
-        books = self.encoded.select_codebooks(0, num_codebooks)
-        return pack(self.model.codec, self.model.identity, books)
+        header = make_header(self.model.engine, self.num_samples, num_codebooks)
+        return dumps(self.codes[:num_codebooks].cpu().numpy(), header)
 
 
 @dataclass(frozen=True, eq=False)
@@ -173,7 +175,7 @@ def mix(first: Recording, second: Recording, *, num_from_first: int = 1, fit: Fi
 
     Raises Refused for recordings of different models or without a book to exchange.
     """
-    if first.model.identity != second.model.identity:
+    if first.model.engine.model_hash != second.model.engine.model_hash:
         raise Refused("The two recordings are codes of different models: give them again.")
     num_books = min(first.num_codebooks, second.num_codebooks)
     if num_books < 2:
@@ -225,10 +227,10 @@ def _read_codes(model: Model, sound: SoundBytes, max_seconds: float) -> Encoded:
         file = loads(sound.data)
     except BitstreamError as problem:
         raise Refused(f"{sound.name} cannot be read: {problem}.") from problem
-    if header.model_hash != model.identity.model_hash:
+    if header.model_hash != model.engine.model_hash:
         raise Refused(
             f"{sound.name} holds codes of the model {header.model_id} ({header.model_hash}), and "
-            f"{model.identity.model_id} ({model.identity.model_hash}) is chosen: choose the right "
+            f"{model.engine.model_id} ({model.engine.model_hash}) is chosen: choose the right "
             "model, then give the file again."
         )
     config = model.codec.config

@@ -12,32 +12,17 @@ from typing import Literal
 from pydantic import Field
 
 from dmcodec.config import Record
-from dmcodec.evaluation.intelligibility import Normalizer
-from dmcodec.evaluation.probe import RECIPE
 from dmcodec.evaluation.protocols import Protocol
-from dmcodec.evaluation.recognizers import recognizer_identity
-from dmcodec.evaluation.scoring import GROUPS, ScoringConfig
-from dmcodec.evaluation.speaker import speaker_model_identity
 from dmcodec.manifest import Utterance
+from dmcodec.metrics.measure import ScoringConfig
+from dmcodec.metrics.registry import GROUPS
+from dmcodec.metrics.words import Normalizer
 from dmcodec.packages import package_versions
 from dmcodec.processes import MAX_WORKERS
 
 _PACKAGES = (
-    "numpy",
-    "torch",
-    "transformers",
-    "jiwer",
-    "pocketsphinx",
-    "pystoi",
-    "pesq",
-    "visqol-python",
-    "ai-edge-litert",
-    "speechmos",
-    "onnxruntime",
-    "librosa",
-    "Resemblyzer",
-    "distillmos",
-    "xls-r-sqa",
+    *("numpy", "torch", "transformers", "jiwer", "pocketsphinx", "Resemblyzer"),
+    *dict.fromkeys(name for group in GROUPS.values() for name in group.distributions),
 )
 
 
@@ -48,11 +33,11 @@ class EvaluationConfig(Record):
     `systems` are `NAME=KIND:ARG` (see `systems.parse_system`); `kbps` and `delay_samples` say by
     name what a folder or command does not. `search_width` is of all codecs of ours (see
     `Codec.encode`) but those that `search_widths` names. `measures` are groups (see
-    `scoring.GROUPS`). `num_processes` 0 does everything in this process. `max_minutes` ends
-    scoring, which does slow measures last: what some system then lacks is missing for all, and the
-    same command goes on. `reference` is the system that differences are taken against, the first
-    one by default. `max_failed_share` of the reconstructions may fail before the whole counts as
-    failed. `played` are the clips with players in the report; drawn when empty.
+    `metrics.registry.GROUPS`). `num_processes` 0 does everything in this process. `max_minutes`
+    ends scoring, which does slow measures last: what some system then lacks is missing for all,
+    and the same command goes on. `reference` is the system that differences are taken against,
+    the first one by default. `max_failed_share` of the reconstructions may fail before the whole
+    counts as failed. `played` are the clips with players in the report; drawn when empty.
     """
 
     manifests: tuple[Path, ...] = Field(min_length=1)
@@ -98,11 +83,7 @@ def describe(
         "hash of clips": clips_hash,
         "measures": ", ".join(config.measures)
         + (f"; left out: {', '.join(left_out)}" if left_out else ""),
-        "recognizer": recognizer_identity(config.scoring.recognizer)
-        + f"; text normalizer: {config.normalizer}",
-        "speaker model": speaker_model_identity(config.scoring.speaker_model),
-        "probe of codes": f"{RECIPE}; on at most {config.scoring.content_minutes:g} min of "
-        + ", ".join(path.name for path in config.scoring.content_train),
+        **_models(config),
         "intervals": f"{config.confidence:.0%} bootstrap percentiles, {config.num_resamples} "
         f"resamples of {config.resample}s, seed {config.seed}",
         "versions": ", ".join(
@@ -114,12 +95,18 @@ def describe(
     }
     if lost:
         about["left out"] = f"{len(lost)} originals that could not be read"
-    if "content" not in config.measures or not config.scoring.content_train:
-        del about["probe of codes"]
-    for group, key in (("words", "recognizer"), ("speaker", "speaker model")):
-        if group not in config.measures:
-            del about[key]
     return about
+
+
+def _models(config: EvaluationConfig) -> dict[str, str]:
+    """The models that measures ask, and what both texts of a comparison go through."""
+    found = {}
+    for group in (GROUPS[name] for name in config.measures):
+        if group.model is not None and group.model.lacks(config.scoring) is None:
+            found[group.model.label] = group.model.identity(config.scoring)
+            if group.hears_text:
+                found[group.model.label] += f"; text normalizer: {config.normalizer}"
+    return found
 
 
 def _processor() -> str:

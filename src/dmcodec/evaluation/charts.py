@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
-from dmcodec.evaluation.measures import Measure
+from dmcodec.metrics.measure import Measure
 
 NUM_COLOURS = 8
 _WIDTH, _HEIGHT = 340, 230

@@ -19,19 +19,19 @@ from torch import Tensor
 from dmcodec.audio import SAMPLE_RATE, Waveform, remove_dc, samples_to_seconds
 from dmcodec.evaluation.about import EvaluationConfig
 from dmcodec.evaluation.execution import open_executor
-from dmcodec.evaluation.intelligibility import ErrorCounts
-from dmcodec.evaluation.phones import PhoneAligner
-from dmcodec.evaluation.probe import RECIPE, SpokenVectors, fill_up, phone_errors, train_probe
 from dmcodec.evaluation.protocols import rank_clip
 from dmcodec.evaluation.reconstruct import SystemRun, use_one_thread
 from dmcodec.evaluation.statistics import Bootstrap, Estimate, ratio
 from dmcodec.evaluation.storage import CachedScores, Sounds, Workspace, hash_file, hash_text
 from dmcodec.evaluation.systems import ORIGINAL, CodedSystem, SystemSpec, open_system
 from dmcodec.manifest import Utterance, read_manifests
+from dmcodec.metrics.measure import Unmeasurable
+from dmcodec.metrics.phones import PhoneAligner
+from dmcodec.metrics.probe import RECIPE, SpokenVectors, fill_up, phone_errors, train_probe
+from dmcodec.metrics.words import ErrorCounts
 from dmcodec.packages import package_versions
-from dmcodec.quality import Unmeasurable
 from dmcodec.sources import measure, read_utterance
-from dmcodec.spectral import log_mel_spectrogram
+from dmcodec.spectral import Mel, log_mel_spectrogram
 
 logger = logging.getLogger(__name__)
 
@@ -70,7 +70,7 @@ def content_errors(
     Args:
         vectors_of: gives the vectors [L, D] of an utterance; called once for each.
         frame_rate: of the vectors, Hz.
-        train: what the probe learns from; half an hour of many speakers is enough.
+        train: what the probe learns from; the recipe is made for an hour of many speakers.
         held_out: name -> recordings that the probe has not seen.
         seed: of the probe.
     """
@@ -165,14 +165,8 @@ def probe_system(task: ProbeTask) -> list[CachedScores]:
 
 def _mel_bands(waveform: Waveform, sample_rate: int) -> NDArray[np.float32]:
     """Log mel bands [L, 80] of a waveform [T]: what the probe hears in speech itself."""
-    bands = log_mel_spectrogram(
-        torch.from_numpy(waveform)[None],
-        sample_rate=sample_rate,
-        n_fft=1024,
-        hop_length=_MEL_HOP,
-        win_length=640,
-        num_mels=80,
-    )
+    mel = Mel(sample_rate=sample_rate, n_fft=1024, num_mels=80, hop_length=_MEL_HOP, win_length=640)
+    bands = log_mel_spectrogram(torch.from_numpy(waveform)[None], mel)
     return np.asarray(bands[0].t().numpy())
 
 

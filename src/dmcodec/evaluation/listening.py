@@ -13,21 +13,22 @@ import numpy as np
 import torch
 
 from dmcodec.audio import SAMPLE_RATE, read_audio, samples_to_seconds
-from dmcodec.evaluation.measures import MEASURES
 from dmcodec.evaluation.page import heading, table
 from dmcodec.evaluation.protocols import rank_clip
 from dmcodec.evaluation.rows import Row
 from dmcodec.evaluation.storage import Workspace
 from dmcodec.evaluation.summary import Summary, SystemSummary
 from dmcodec.evaluation.systems import ORIGINAL
+from dmcodec.metrics.registry import MEASURES
 from dmcodec.packages import import_package
-from dmcodec.spectral import log_mel_spectrogram
+from dmcodec.spectral import Mel, log_mel_spectrogram
 
 _RANKING = ("pesq", "stoi", "mel_distance")
 """Best and worst clips are those of the first of these that was measured."""
 _NUM_CLIPS = 3
 _MIN_PLAYED_S, _MAX_PLAYED_S = 2.0, 6.5
 _FLOOR_RANGE = 12.0  # natural logarithm of mel magnitude, shown from black to white
+_MEL = Mel(sample_rate=SAMPLE_RATE, n_fft=1024, num_mels=80, hop_length=160, win_length=640)
 
 
 class Budget:
@@ -153,14 +154,7 @@ def _spectrogram(path: Path, label: str, budget: Budget) -> str:
 def _picture(path: Path) -> bytes:
     image = import_package("PIL.Image", "the report")
     waveform = torch.from_numpy(read_audio(path, sample_rate=SAMPLE_RATE))[None]
-    mels = log_mel_spectrogram(
-        waveform,
-        sample_rate=SAMPLE_RATE,
-        n_fft=1024,
-        hop_length=160,
-        win_length=640,
-        num_mels=80,
-    )[0].numpy()  # [M, L]
+    mels = log_mel_spectrogram(waveform, _MEL)[0].numpy()  # [M, L]
     # One fixed scale for all, so that pictures side by side can be compared.
     grey = np.clip((mels - np.log(1e-5)) / _FLOOR_RANGE, 0, 1)
     pixels = (255 * grey[::-1]).astype(np.uint8)

@@ -39,7 +39,7 @@ def open_codec(spec: SystemSpec, device: str) -> System:
                 f"published:{spec.argument}: write published:CONFIG.json,CHECKPOINT.pt"
             )
         return OurCodec(load_published(Path(config), Path(checkpoint)), spec, device)
-    from dmcodec.codec.checkpoint import load
+    from dmcodec.codec.model import load
 
     return OurCodec(load(None if spec.argument == "bundled" else spec.argument), spec, device)
 

@@ -30,7 +30,7 @@ from dmcodec.evaluation.storage import (
 )
 from dmcodec.evaluation.systems import ORIGINAL, System, SystemFacts, SystemSpec, open_system
 from dmcodec.manifest import Utterance
-from dmcodec.quality import is_silent
+from dmcodec.metrics.measure import is_silent
 from dmcodec.sources import read_utterance
 from dmcodec.storage import write_whole
 

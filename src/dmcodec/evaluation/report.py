@@ -12,23 +12,22 @@ import numpy as np
 
 from dmcodec.evaluation.charts import Point, bitrate_chart, legend_marker, spread_chart
 from dmcodec.evaluation.listening import Budget, choose_played, extremes_section, listen_section
-from dmcodec.evaluation.measures import MEASURES, Measure
 from dmcodec.evaluation.page import anchor, captioned, cell, heading, page, table
 from dmcodec.evaluation.rows import Row
 from dmcodec.evaluation.storage import Workspace
 from dmcodec.evaluation.summary import Summary
 from dmcodec.evaluation.systems import ORIGINAL
 from dmcodec.evaluation.tables import (
-    MAIN_MEASURES,
     books_table,
     facts_of,
     missing_notes,
     show_difference,
 )
+from dmcodec.metrics.measure import Measure
+from dmcodec.metrics.registry import MEASURES
 from dmcodec.storage import write_whole
 
 _TEXT_RESERVE = 40_000  # bytes for the words around embedded sounds
-_SPREAD_MEASURES = ("wer_own", "stoi", "pesq", "visqol", "spk_similarity")
 
 
 def write_report(
@@ -90,8 +89,8 @@ def _head(summary: Summary) -> str:
 
 def _main_section(summary: Summary) -> str:
     shown = summary.shown_measures()
-    main = [m for m in shown if m.name in MAIN_MEASURES]
-    others = [m for m in shown if m.name not in MAIN_MEASURES]
+    main = [m for m in shown if m.is_main]
+    others = [m for m in shown if not m.is_main]
     return (
         f"{heading('Table')}<p>Means over clips with {summary.confidence:.0%} intervals below; "
         "arrows point to the good side; the best system is marked. Error rates are pooled: all "
@@ -140,7 +139,7 @@ def _best(summary: Summary, measure: Measure) -> str | None:
 def _bitrate_section(summary: Summary, families: Mapping[str, int]) -> str:
     charts = []
     for measure in summary.shown_measures():
-        if measure.name not in MAIN_MEASURES:
+        if not measure.is_main:
             continue
         points, original = [], None
         for system in summary.systems:
@@ -164,9 +163,9 @@ def _bitrate_section(summary: Summary, families: Mapping[str, int]) -> str:
 
 def _spread_section(summary: Summary, rows: Sequence[Row], families: Mapping[str, int]) -> str:
     charts = []
-    for name in _SPREAD_MEASURES:
+    for name, measure in MEASURES.items():
         systems = []
-        for system in summary.systems:
+        for system in summary.systems if measure.has_chart else ():
             by_speaker: dict[str, list[float]] = {}
             for row in rows:
                 if row.system == system.name and row.speaker and name in row.scores:
@@ -175,8 +174,8 @@ def _spread_section(summary: Summary, rows: Sequence[Row], families: Mapping[str
                 dots = [(who, float(np.mean(values))) for who, values in by_speaker.items()]
                 systems.append((system.name, families[system.facts.family], dots))
         if systems:
-            chart = spread_chart(systems, MEASURES[name])
-            charts.append(captioned(MEASURES[name].heading, chart))
+            chart = spread_chart(systems, measure)
+            charts.append(captioned(measure.heading, chart))
     text = (
         "A dot for each speaker's mean, a bar at the median speaker."
         if charts
@@ -215,7 +214,7 @@ def _other_sections(summary: Summary) -> str:
 
 
 def _difference_table(summary: Summary) -> str:
-    measures = [m for m in summary.shown_measures() if m.name in MAIN_MEASURES]
+    measures = [m for m in summary.shown_measures() if m.is_main]
     lines = []
     for system in summary.systems:
         if system.name == summary.reference:

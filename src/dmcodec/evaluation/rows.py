@@ -4,14 +4,11 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from dmcodec.config import Record
-from dmcodec.evaluation.intelligibility import ErrorCounts, count_errors
-from dmcodec.evaluation.measures import MEASURES, Measure
-from dmcodec.evaluation.scoring import GROUPS
 from dmcodec.evaluation.storage import CachedScores, SoundRecord
 from dmcodec.manifest import Utterance
-from dmcodec.quality import Unmeasurable
-
-_WORD_MEASURES = GROUPS["words"].measures
+from dmcodec.metrics.measure import Measure, Unmeasurable
+from dmcodec.metrics.registry import GROUPS, MEASURES
+from dmcodec.metrics.words import ErrorCounts, count_errors
 
 
 class Row(Record):
@@ -75,14 +72,14 @@ def make_row(
     transcript = None
     for group, result in results.items():
         if isinstance(result, str):
-            missing |= dict.fromkeys(GROUPS[group].measures, result)
-        elif group != "words":
+            missing |= dict.fromkeys(GROUPS[group].names, result)
+        elif not GROUPS[group].hears_text:
             scores |= result.values
             missing |= result.missing
             if result.counts is not None:
                 counts |= dict.fromkeys(result.values, result.counts)
         elif result.text is None:
-            missing |= dict.fromkeys(_WORD_MEASURES, result.missing["transcript"])
+            missing |= dict.fromkeys(GROUPS[group].names, result.missing["transcript"])
         elif words is not None:
             transcript = result.text
             _count_words(utterance.text, result.text, words, scores, missing, counts)

@@ -17,9 +17,7 @@ from pathlib import Path
 from dmcodec.evaluation.about import EvaluationConfig, describe
 from dmcodec.evaluation.content import measure_content
 from dmcodec.evaluation.execution import open_executor
-from dmcodec.evaluation.intelligibility import make_normalizer
 from dmcodec.evaluation.protocols import choose_clips, hash_clips, rank_clip
-from dmcodec.evaluation.recognizers import POCKETSPHINX, resolve_recognizer
 from dmcodec.evaluation.reconstruct import (
     SystemRun,
     prepare_originals,
@@ -29,16 +27,14 @@ from dmcodec.evaluation.reconstruct import (
 from dmcodec.evaluation.report import write_report
 from dmcodec.evaluation.rows import Row, WordContext, make_row
 from dmcodec.evaluation.scoring import (
-    GROUPS,
-    SCORED_ON_SILENCE,
     SILENT_ORIGINAL,
     ScoreTask,
     cache_key,
     check_models,
     group_identity,
+    is_scored_on_silence,
     score_in_process,
     start_process,
-    why_not,
 )
 from dmcodec.evaluation.storage import (
     CachedScores,
@@ -52,8 +48,11 @@ from dmcodec.evaluation.systems import ORIGINAL, SystemSpec, parse_systems
 from dmcodec.evaluation.tables import to_csv, to_markdown
 from dmcodec.evaluation.versa import export_versa
 from dmcodec.manifest import Utterance, read_manifests
+from dmcodec.metrics.recognizers import POCKETSPHINX, resolve_recognizer
+from dmcodec.metrics.registry import GROUPS
+from dmcodec.metrics.words import make_normalizer
 from dmcodec.packages import import_package, install_command
-from dmcodec.storage import lock_folder, write_whole
+from dmcodec.storage import delete_leftovers, lock_folder, replace_together, write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -115,6 +114,7 @@ def _evaluate(
     progress: Progress,
 ) -> Evaluation:
     """`evaluate` in a folder that is this job's alone."""
+    delete_leftovers(output)
     workspace = Workspace(output)
     found = read_manifests(config.manifests, columns=config.columns)
     listed = choose_clips(found, config.protocol, config.num_clips)
@@ -125,7 +125,7 @@ def _evaluate(
     runs = {s.name: _run_alone(s, utterances, workspace, config, progress) for s in specs}
     sounds = _collect_sounds(utterances, runs, workspace)
 
-    reasons = {group: why_not(group, config.scoring) for group in config.measures}
+    reasons = {name: GROUPS[name].why_not(config.scoring) for name in config.measures}
     unavailable = {group: reason for group, reason in reasons.items() if reason is not None}
     keys = _plan(config, sounds, unavailable)
     _compute_scores(keys, workspace, config, progress)
@@ -219,15 +219,18 @@ def _plan(config: EvaluationConfig, sounds: Sounds, unavailable: Mapping[str, st
 
     Of a silent original that is what means something without a signal.
     """
-    groups = [g for g in config.measures if g not in unavailable and not GROUPS[g].is_of_systems]
-    identities = {group: group_identity(group, config.scoring) for group in groups}
+    groups = [GROUPS[name] for name in config.measures if name not in unavailable]
+    groups = [group for group in groups if group.compute is not None]
+    identities = {group.name: group_identity(group, config.scoring) for group in groups}
     plan = {}
     for (system, clip), record in sounds.items():
         original = sounds[ORIGINAL, clip]
         plan[system, clip] = {
-            group: cache_key(group, identities[group], original.sound_hash, record.sound_hash)
+            group.name: cache_key(
+                group, identities[group.name], original.sound_hash, record.sound_hash
+            )
             for group in groups
-            if not original.is_silent or SCORED_ON_SILENCE & set(GROUPS[group].measures)
+            if not original.is_silent or is_scored_on_silence(group)
         }
     return plan
 
@@ -372,18 +375,19 @@ def _write_results(
     utterances: Sequence[Utterance],
     workspace: Workspace,
 ) -> None:
-    write_json_lines(output / "rows.jsonl", (row.model_dump() for row in rows))
-    write_whole(output / "summary.json", summary.model_dump_json(indent=1))
-    write_whole(output / "table.md", to_markdown(summary))
-    write_whole(output / "table.csv", to_csv(summary))
-    write_report(
-        summary,
-        rows,
-        workspace,
-        output / "report.html",
-        texts={u.id: u.text for u in utterances if u.text},
-        played=config.played,
-        max_bytes=config.max_report_bytes,
-    )
+    with replace_together(output) as aside:  # never the tables of other rows
+        write_json_lines(aside / "rows.jsonl", (row.model_dump() for row in rows))
+        write_whole(aside / "summary.json", summary.model_dump_json(indent=1))
+        write_whole(aside / "table.md", to_markdown(summary))
+        write_whole(aside / "table.csv", to_csv(summary))
+        write_report(
+            summary,
+            rows,
+            workspace,
+            aside / "report.html",
+            texts={u.id: u.text for u in utterances if u.text},
+            played=config.played,
+            max_bytes=config.max_report_bytes,
+        )
     if config.export == "versa":
         export_versa(output / "versa", utterances, rows, workspace)

@@ -8,8 +8,8 @@
     summary.json           all figures, with protocol, hash of the clips, versions, machine
     table.md, table.csv, report.html
 
-Files appear whole (temporary name, then rename), except the cache, which is appended to line by
-line; a line cut by a crash is skipped.
+Files appear whole (temporary name, then rename), results all together when the last is complete,
+except the cache, which is appended to line by line; a line cut by a crash is skipped.
 """
 
 import json
@@ -79,7 +79,7 @@ class Workspace:
         if not path.is_file() or not self.sound_path(system, utterance_id).is_file():
             return None
         try:
-            return SoundRecord.model_validate_json(path.read_text(encoding="utf-8"))
+            return SoundRecord.model_validate_json(path.read_bytes())
         except ValidationError:
             return None
 
@@ -95,9 +95,19 @@ class Workspace:
         (self._sounds(system) / f"{utterance_id}.json").unlink(missing_ok=True)
 
     def read_codes(self, system: str, utterance_id: str) -> NDArray[np.int64]:
-        """The codes [K, L] of one clip."""
+        """The codes [K, L] of one clip; ValueError for a damaged file."""
         path = self._sounds(system) / f"{utterance_id}.npy"
-        return np.asarray(np.load(path, allow_pickle=False), dtype=np.int64)
+        try:
+            # Mapped, so that no more is allocated than the file holds, whatever its header says.
+            codes = np.load(path, mmap_mode="r", allow_pickle=False)
+            if codes.ndim != 2 or codes.dtype.kind not in "iu" or codes.size == 0:
+                raise ValueError(f"{codes.dtype} of shape {list(codes.shape)}")
+        except (ValueError, EOFError) as error:
+            raise ValueError(
+                f"{path}: damaged, no codes ({error}): delete {path.with_suffix('.json')} and give "
+                "the same command again"
+            ) from error
+        return np.array(codes, dtype=np.int64)
 
     def write_codes(self, system: str, utterance_id: str, codes: NDArray[np.int64]) -> None:
         """Keeps the codes [K, L] of one clip."""
@@ -113,7 +123,9 @@ class Workspace:
         """All scores computed so far, by key; of one key the last line counts."""
         found: dict[str, CachedScores] = {}
         for path in sorted((self.root / "cache").glob("*.jsonl")):
-            for line in path.read_text(encoding="utf-8").splitlines():
+            # Lines as bytes: a crash may cut within a character, and transcripts may hold line
+            # separators of other kinds.
+            for line in path.read_bytes().split(b"\n"):
                 try:
                     scores = CachedScores.model_validate_json(line)
                 except ValidationError:

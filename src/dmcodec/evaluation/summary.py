@@ -9,9 +9,6 @@ from numpy.typing import NDArray
 from dmcodec.audio import samples_to_seconds
 from dmcodec.config import Record
 from dmcodec.evaluation.about import EvaluationConfig
-from dmcodec.evaluation.codes import BookStatistics, PhoneInformation
-from dmcodec.evaluation.intelligibility import is_repetitive
-from dmcodec.evaluation.measures import MEASURES, Measure
 from dmcodec.evaluation.reconstruct import SystemRun
 from dmcodec.evaluation.rows import Row, components
 from dmcodec.evaluation.statistics import (
@@ -24,6 +21,10 @@ from dmcodec.evaluation.statistics import (
     ratio,
 )
 from dmcodec.evaluation.systems import ORIGINAL, SystemFacts
+from dmcodec.metrics.codes import BookStatistics, PhoneInformation
+from dmcodec.metrics.measure import Measure
+from dmcodec.metrics.registry import MEASURES
+from dmcodec.metrics.words import is_repetitive
 
 
 class Figure(Record):

@@ -5,22 +5,12 @@ import io
 import textwrap
 from collections.abc import Sequence
 
-from dmcodec.evaluation.measures import MEASURES, Measure
 from dmcodec.evaluation.statistics import Difference
 from dmcodec.evaluation.summary import Figure, Summary, SystemSummary
+from dmcodec.metrics.measure import Measure
+from dmcodec.metrics.registry import MEASURES
 
-MAIN_MEASURES = (
-    "wer",
-    "wil",
-    "wer_own",
-    "content_per",
-    "distillmos",
-    "visqol",
-    "stoi",
-    "pesq",
-    "spk_similarity",
-    "dnsmos_overall",
-)
+MAIN_MEASURES = tuple(measure.name for measure in MEASURES.values() if measure.is_main)
 """Measures of the first table."""
 
 _CSV_COLUMNS = (
@@ -43,8 +33,8 @@ _CSV_COLUMNS = (
 def to_markdown(summary: Summary) -> str:
     """All tables: main measures, other measures, systems, codes, differences; then the notes."""
     shown = summary.shown_measures()
-    main = [m for m in shown if m.name in MAIN_MEASURES]
-    others = [m for m in shown if m.name not in MAIN_MEASURES]
+    main = [m for m in shown if m.is_main]
+    others = [m for m in shown if not m.is_main]
     parts = ["## Systems and main measures", _figures(summary, main, with_kbps=True)]
     if others:
         parts += ["## Other measures", _figures(summary, others, with_kbps=False)]

@@ -10,7 +10,7 @@ from dmcodec.evaluation.rows import Row
 from dmcodec.evaluation.storage import Workspace
 from dmcodec.evaluation.systems import ORIGINAL
 from dmcodec.manifest import Utterance
-from dmcodec.storage import write_whole
+from dmcodec.storage import replace_together, write_whole
 
 
 def export_versa(
@@ -32,9 +32,10 @@ def export_versa(
         if row.length_difference_samples is not None:
             path = workspace.sound_path(row.system, row.id).resolve()
             lists.setdefault(row.system, []).append(f"{row.id} {path}\n")
-    for system, lines in lists.items():
-        name = "gt" if system == ORIGINAL else system
-        write_whole(folder / f"{name}.scp", "".join(lines))
     texts = [f"{u.id} {' '.join(u.text.split())}\n" for u in utterances if u.text]
-    if texts:
-        write_whole(folder / "text", "".join(texts))
+    with replace_together(folder) as aside:
+        for system, lines in lists.items():
+            name = "gt" if system == ORIGINAL else system
+            write_whole(aside / f"{name}.scp", "".join(lines))
+        if texts:
+            write_whole(aside / "text", "".join(texts))

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
-from dmcodec.spectral import MelFormula, log_mel_spectrogram, mel_spectrogram, stft
+from dmcodec.spectral import Mel, MelFormula, log_mel_spectrogram, mel_spectrogram, stft
 
 # Just under the magnitude that the rounding noise of 16-bit samples has in a 1024-sample Hann
 # window (1.7e-4): what lies below was never in the recording.
@@ -43,7 +43,7 @@ class MelScale(StftScale):
 
     `compression` says whether the distance is between mel magnitudes ("linear") or their
     logarithms ("log"); a mixture is two records of the same sizes. `f_max_hz = 0` means the
-    Nyquist frequency. `formula` and `allow_empty_filters`: see `dmcodec.spectral.mel_filterbank`.
+    Nyquist frequency. `formula` and `allow_empty_filters`: see `dmcodec.spectral.Mel`.
     """
 
     num_mels: int = Field(ge=1, le=1 << 14)
@@ -210,19 +210,19 @@ def _full_precision(values: Tensor) -> Tensor:
 
 def _mels(waveform: Tensor, scale: MelScale, sample_rate: int) -> Tensor:
     """`[B, 1, T]` to `[B, M, L]`, compressed as the scale says."""
-    transform = log_mel_spectrogram if scale.compression == "log" else mel_spectrogram
-    return transform(
-        waveform[:, 0],
+    mel = Mel(
         sample_rate=sample_rate,
         n_fft=scale.n_fft,
+        num_mels=scale.num_mels,
         hop_length=scale.hop_length,
         win_length=scale.win_length,
-        num_mels=scale.num_mels,
         f_min=scale.f_min_hz,
         f_max=scale.f_max_hz or None,
         formula=scale.formula,
         allow_empty_filters=scale.allow_empty_filters,
     )
+    transform = log_mel_spectrogram if scale.compression == "log" else mel_spectrogram
+    return transform(waveform[:, 0], mel)
 
 
 def _magnitudes(waveform: Tensor, scale: StftScale) -> Tensor:

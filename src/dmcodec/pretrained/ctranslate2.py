@@ -8,7 +8,6 @@ and pairs of names.
 Reference: CTranslate2's model specification, version 6, docs at opennmt.net/CTranslate2.
 """
 
-import json
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,6 +16,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from dmcodec.config import parse_json
 
 WEIGHTS_NAME = "model.bin"
 _KIND = "WhisperSpec"
@@ -62,7 +63,7 @@ def read_ctranslate2(folder: Path) -> CTranslate2Model:
     """
     path = folder / "config.json"
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = parse_json(path.read_bytes())
     except ValueError as error:
         raise CTranslate2Error(f"{path}: damaged: {error}") from error
     if not isinstance(config, dict):

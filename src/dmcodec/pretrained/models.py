@@ -3,13 +3,13 @@
 The one door to models that others trained: teachers and evaluation find, name and load them here.
 """
 
-import json
 from functools import lru_cache
 from hashlib import blake2b
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from dmcodec.config import parse_json
 from dmcodec.packages import import_package, install_command
 from dmcodec.pretrained.ctranslate2 import WEIGHTS_NAME, is_ctranslate2
 
@@ -97,7 +97,7 @@ def read_config(folder: Path) -> Any:
     """
     try:
         return import_transformers().AutoConfig.from_pretrained(folder)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, RecursionError) as error:
         raise ValueError(f"{folder / 'config.json'} is of no known model: {error}") from error
 
 
@@ -119,7 +119,7 @@ def load_weights(kind: Any, folder: Path, device: str) -> Any:
         model, report = kind.from_pretrained(
             folder, output_loading_info=True, local_files_only=True
         )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:  # also RecursionError
         raise ValueError(f"{folder}: cannot be loaded as {kind.__name__}: {error}") from error
     finally:
         if was_shown:
@@ -198,7 +198,7 @@ def _missing_parts(folder: Path) -> list[str]:
     """Files of weights that an index names and that are not there."""
     for index in folder.glob(_INDEX):
         try:
-            names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+            names = set(parse_json(index.read_bytes())["weight_map"].values())
         except (ValueError, KeyError, TypeError, AttributeError):
             return [f"a readable {index.name}"]
         missing = sorted(str(name) for name in names if not (folder / str(name)).is_file())

@@ -6,7 +6,6 @@ than 30 s, with position vectors cut to the length.
 Reference: Radford et al. 2022, arXiv:2212.04356.
 """
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dmcodec.config import parse_json
 from dmcodec.pretrained.ctranslate2 import (
     Array,
     CTranslate2Error,
@@ -23,7 +23,7 @@ from dmcodec.pretrained.ctranslate2 import (
     read_ctranslate2,
 )
 from dmcodec.pretrained.models import import_transformers, load_weights, read_config
-from dmcodec.spectral import mel_filterbank
+from dmcodec.spectral import Mel, mel_filterbank
 
 SAMPLE_RATE = 16_000
 FRAME_SAMPLES = 320
@@ -140,7 +140,7 @@ def _attention(module: Any, inputs: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def _mel_filters(num_mels: int) -> Tensor:
-    return mel_filterbank(sample_rate=SAMPLE_RATE, n_fft=_N_FFT, num_mels=num_mels)
+    return mel_filterbank(Mel(sample_rate=SAMPLE_RATE, n_fft=_N_FFT, num_mels=num_mels))
 
 
 def _from_ctranslate2(folder: Path) -> Any:
@@ -306,9 +306,9 @@ def _read_tokens(folder: Path) -> dict[str, int]:
     if not path.is_file():
         raise FileNotFoundError(f"{folder}: missing tokenizer.json")
     try:
-        table = json.loads(path.read_text(encoding="utf-8"))
+        table = parse_json(path.read_bytes())
         return {str(each["content"]): int(each["id"]) for each in table["added_tokens"]}
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError) as error:
         raise CTranslate2Error(f"{path}: damaged: {error}") from error
 
 

@@ -21,13 +21,40 @@ _WAV_START = re.compile(rb"RIFF.{4}WAVEfmt ", re.DOTALL)
 _NIST_MAGIC = b"NIST_1A\n"
 _NIST_HEADER_BYTES = 1024
 _NIST_FIELD = re.compile(rb"^(\w+) -\w+ (\d+)\s*$", re.MULTILINE)
+# Bytes 4 to 12 of an HTK waveform: a period of 1 to 1000 us in 100 ns, samples of 2 bytes.
+_HTK = re.compile(rb".{4}\0\0[\0-\x27].\0\x02\0\0", re.DOTALL)
+_HTK_HEADER_BYTES = 12
+# How files of other kinds begin; too long to be met by chance in sound. Their end is not stated
+# (PAF, PVF, IRCAM, XI: where such a file was cut cannot be known), or libraries do not look at it.
+_STARTS = [
+    re.compile(pattern, re.DOTALL)
+    for pattern in (
+        rb"2BIT.{8}(?:\0\0|\xff\xff)\0[\x08\x10]",  # AVR
+        rb"Creative Voice File\x1a",  # VOC
+        rb"Extended Instrument: ",  # XI
+        rb"ALawSoundFile\*\*\0",  # WVE
+        rb"MATLAB 5\.0 MAT-file",
+        # MATLAB 4, of either order of bytes
+        rb"\0\0[\0\x03][\0\xe8]\x01\0{3}\x01\0{3}\0{4}\x0b\0{3}samplerate\0",
+        rb"\0\0[\0\x03][\0\xe8]\0{3}\x01\0{3}\x01\0{4}\0{3}\x0bsamplerate\0",
+        rb"\x01\x04[ -~\0]{17}..[\0\x01]",  # MPC 2000
+        rb"\xf0\x7e[\0-\x7f]\x01[\0-\x7f]{2}[\x08-\x1c]",  # SDS: sound has other high bits
+        rb" paf\0{7}[\0\x01]|fap \0{4}[\0\x01]\0{3}",
+        rb"PVF1\n\d{1,3} \d{1,7} \d{1,2}\n",
+        # IRCAM: rate, channels and coding, of either order of bytes
+        rb"(?:\x64\xa3[\x01\x03]\0|\0[\x02\x04]\xa3\x64).{4}[^\0]\0{3}[\1\2\4]\0[\0\1\2\4]\0",
+        rb"(?:\x64\xa3[\x02\x04]\0|\0[\x01\x03]\xa3\x64).{4}\0{3}[^\0]\0[\0\1\2\4]\0[\1\2\4]",
+    )
+]
+_MAX_START = 64  # bytes of the longest
 _FLAC_STARTS = (b"fLaC\x00\x00\x00\x22", b"fLaC\x80\x00\x00\x22")
 
 
 def find_parts(file: BinaryIO, size: int, name: str) -> list[Part]:
     """The sound files in an open file of `size` bytes, in order; at least one.
 
-    Raises AudioError for Ogg and MPEG files that are damaged or cut, and for cut SPHERE files.
+    Raises AudioError for Ogg and MPEG files that are damaged or cut, and for cut SPHERE, HTK and
+    CAF files.
     """
     file.seek(0)
     head = file.read(16)
@@ -65,10 +92,24 @@ def has_second_flac(file: BinaryIO) -> bool:
 def _end_of_file(file: BinaryIO, start: int, size: int) -> int:
     """Where the sound file that begins at `start` ends because another one of its kind begins."""
     file.seek(start)
-    head = file.read(24)
+    head = file.read(_MAX_START)
+    if head[:4] == b"RIFF" and _is_unknown_wav(file, start, size):
+        return _find_next(file, start, size, _WAV_START)
+    for pattern in _STARTS:
+        if pattern.match(head):
+            return _find_next(file, start, size, pattern)
+    if head[:8] == _NIST_MAGIC:
+        return min(size, start + _nist_size(file, start))
+    if _HTK.match(head):
+        end = start + _htk_size(head)
+        file.seek(end)
+        return end if _HTK.match(file.read(_HTK_HEADER_BYTES)) else size
+    return _stated_end(file, start, size, head)
+
+
+def _stated_end(file: BinaryIO, start: int, size: int, head: bytes) -> int:
+    """As `_end_of_file`, of kinds whose headers state the size of the whole."""
     magic, stated = head[:4], 0
-    if magic == b"RIFF" and _is_unknown_wav(file, start, size):
-        return _find_next_wav(file, start, size)
     if magic in (b"RIFF", b"RIFX", b"FORM") and len(head) >= 8:
         order = "<" if magic == b"RIFF" else ">"
         stated = 8 + struct.unpack(f"{order}I", head[4:8])[0]
@@ -78,17 +119,15 @@ def _end_of_file(file: BinaryIO, start: int, size: int) -> int:
     elif head[:16] == _W64_RIFF and len(head) >= 24:
         (stated,) = struct.unpack("<Q", head[16:24])
         magic = _W64_RIFF
-    elif head[:8] == _NIST_MAGIC:
-        return min(size, start + _nist_size(file, start))
     elif magic == b"RF64":
         file.seek(start + 20)
         riff_size = file.read(8)
         stated = 8 + int.from_bytes(riff_size, "little")
         stated += stated % 2
     elif magic == b"caff":
-        chunks = list(_chunks(file, start + 8, size, ">", has_long_sizes=True))
-        ends = [position + length for _, position, length in chunks]
-        stated = next((e - start for e in ends if e < size and _begins(file, e, magic)), 0)
+        ends = [position + length for _, position, length in _long_chunks(file, start, size)]
+        places = [end + padding for end in ends for padding in (0, 1)]
+        stated = next((p - start for p in places if p < size and _begins(file, p, magic)), 0)
     if stated >= len(magic) and start + stated < size and _begins(file, start + stated, magic):
         return start + stated
     return size
@@ -101,19 +140,16 @@ def _begins(file: BinaryIO, position: int, magic: bytes) -> bool:
 
 def _mend(file: BinaryIO, start: int, end: int, name: str) -> Part:
     """The part of one sound file, with the size of its data in its header where it was unknown."""
+    _check_size(file, start, end, name)
     file.seek(start)
     magic = file.read(4)
-    if magic == _NIST_MAGIC[:4] and end < start + _nist_size(file, start) < 2**63:
-        raise AudioError(
-            f"{name}: cut short: its header promises {_nist_size(file, start)} bytes, "
-            f"{end - start} are there"
-        )
     if magic == b"RIFF":
         return _mend_wav(file, start, end)
     if magic == b"RF64":
         return _mend_rf64(file, start, end)
     if magic == b".snd":
-        header = magic + file.read(20)
+        file.seek(start)
+        header = file.read(24)
         if len(header) == 24:
             offset, length = struct.unpack(">II", header[4:12])
             is_beyond = length >= _UNKNOWN_32 and start + offset + length > end
@@ -122,10 +158,27 @@ def _mend(file: BinaryIO, start: int, end: int, name: str) -> Part:
                 mended = header[:8] + b"\xff\xff\xff\xff" + header[12:]
                 return Part(start + 24, end, mended)
     if magic == b"caff":
-        for kind, position, length in _chunks(file, start + 8, end, ">", has_long_sizes=True):
+        for kind, position, length in _long_chunks(file, start, end):
             if kind == b"data" and length == 2**64 - 1:
                 return _with_size(file, start, end, position, struct.pack(">Q", end - position))
     return Part(start, end)
+
+
+def _check_size(file: BinaryIO, start: int, end: int, name: str) -> None:
+    """Raises AudioError for files cut short that libsndfile would take, or not know."""
+    file.seek(start)
+    head, promised = file.read(_HTK_HEADER_BYTES), 0
+    if head[:8] == _NIST_MAGIC:
+        promised = _nist_size(file, start)
+    elif _HTK.match(head):
+        promised = _htk_size(head)
+    elif head[:4] == b"caff":
+        data = [(p, n) for kind, p, n in _long_chunks(file, start, end) if kind == b"data"]
+        promised = sum(data[0]) - start if data else 0
+    if end - start < promised < 2**63:
+        raise AudioError(
+            f"{name}: cut short: its header promises {promised} bytes, {end - start} are there"
+        )
 
 
 def _nist_size(file: BinaryIO, start: int) -> int:
@@ -140,6 +193,11 @@ def _nist_size(file: BinaryIO, start: int) -> int:
     return int(lines[1]) + math.prod(int(size) for size in sizes if size is not None)
 
 
+def _htk_size(head: bytes) -> int:
+    """Bytes of an HTK waveform by its header."""
+    return _HTK_HEADER_BYTES + 2 * int.from_bytes(head[:4], "big")
+
+
 def _is_unknown_wav(file: BinaryIO, start: int, end: int) -> bool:
     """Whether neither the data chunk nor the whole of a WAV file states its size."""
     file.seek(start + 4)
@@ -152,17 +210,17 @@ def _is_unknown_wav(file: BinaryIO, start: int, end: int) -> bool:
     return False
 
 
-def _find_next_wav(file: BinaryIO, start: int, size: int) -> int:
-    """Where another WAV file begins behind one of unknown size; the end when none does."""
+def _find_next(file: BinaryIO, start: int, size: int, pattern: re.Pattern[bytes]) -> int:
+    """Where another file of a kind begins behind one of unknown size; the end when none does."""
     position, tail = start + 12, b""
     file.seek(position)
     while block := file.read(1 << 20):
         window = tail + block
-        found = _WAV_START.search(window)
+        found = pattern.search(window)
         if found:
             return position - len(tail) + found.start()
         position += len(block)
-        tail = window[-15:]
+        tail = window[1 - _MAX_START :]
     return size
 
 
@@ -197,6 +255,11 @@ def _with_size(file: BinaryIO, start: int, end: int, position: int, size: bytes)
     """A part whose chunk that begins its data at `position` says that it has `size` bytes."""
     file.seek(start)
     return Part(position, end, file.read(position - start - len(size)) + size)
+
+
+def _long_chunks(file: BinaryIO, start: int, end: int) -> list[tuple[bytes, int, int]]:
+    """Those of a CAF file."""
+    return _chunks(file, start + 8, end, ">", has_long_sizes=True)
 
 
 def _chunks(

@@ -140,7 +140,8 @@ def _parse(head: bytes) -> _Frame | None:
         size = num_samples // 8 * bits // rate_hz + padding
     is_mono, has_checksum = header >> 6 & 3 == 3, not header >> 16 & 1
     side_bytes = (17 if is_mono else 32) if is_first else (9 if is_mono else 17)
-    return _Frame(header, header & 0xFFFE0C00, size, num_samples, 4 + 2 * has_checksum + side_bytes)
+    side_start = 6 if has_checksum else 4
+    return _Frame(header, header & 0xFFFE0C00, size, num_samples, side_start + side_bytes)
 
 
 def _is_followed(file: BinaryIO, position: int, frame: _Frame, end: int) -> bool:

@@ -37,7 +37,8 @@ _SOUNDS = dict(zip(_LETTERS.split(" "), _PHONES.split(" "), strict=True))
 def load_word_finder(config: SttConfig, device: str = "cpu") -> WordFinder:
     """The finder that a configuration asks for, with its model loaded."""
     if config.kind == "pocketsphinx":
-        return PocketSphinxFinder(use_transcripts=config.use_transcripts)
+        whisper = config.model and WhisperFinder(config.model, config.language, device)
+        return PocketSphinxFinder(whisper or None, use_transcripts=config.use_transcripts)
     if config.kind == "given":
         assert config.word_times is not None
         return GivenWords(read_word_times(config.word_times))
@@ -169,12 +170,20 @@ class WhisperFinder:
 
     def find(self, waveform: Waveform, text: str | None, utterance_id: str) -> list[Word]:
         """The words that the model hears; `text` is not used."""
-        output = self._pipeline(
+        return words_from_chunks(self._run(waveform, "word")["chunks"], len(waveform))
+
+    def hear(self, waveform: Waveform) -> str:
+        """The text of a recording of any length."""
+        return str(self._run(waveform, True)["text"])
+
+    def _run(self, waveform: Waveform, timestamps: str | bool) -> dict[str, Any]:
+        # Without timestamps the pipeline cuts recordings of more than 30 s off.
+        result: dict[str, Any] = self._pipeline(
             {"raw": waveform, "sampling_rate": TIME_RATE},
-            return_timestamps="word",
+            return_timestamps=timestamps,
             generate_kwargs=self._options,
         )
-        return words_from_chunks(output["chunks"], len(waveform))
+        return result
 
 
 def words_from_chunks(chunks: Sequence[Mapping[str, Any]], num_samples: int) -> list[Word]:
@@ -201,16 +210,26 @@ def _inside(time_s: float, num_samples: int) -> int:
 
 
 class PocketSphinxFinder:
-    """Words by PocketSphinx (US English), or their times where the text is known."""
+    """Words by PocketSphinx (US English), or their times where the text is known or heard.
 
-    def __init__(self, *, use_transcripts: bool = False) -> None:
+    Args:
+        whisper: recognizes what has no text; None: pocketsphinx itself does.
+        use_transcripts: whether the text of the manifest is used where there is one.
+    """
+
+    def __init__(
+        self, whisper: WhisperFinder | None = None, *, use_transcripts: bool = False
+    ) -> None:
         self._sphinx = Sphinx("the teacher's word times by pocketsphinx")
+        self._whisper = whisper
         self._use_transcripts = use_transcripts
 
     def find(self, waveform: Waveform, text: str | None, utterance_id: str) -> list[Word]:
         """Recognized words, or those of `text`, each clip by itself."""
         if self._use_transcripts and text is not None:
             return self._align(waveform, text.split())
+        if self._whisper is not None:
+            return self._align(waveform, self._whisper.hear(waveform).split())
         return [Word(*word) for word in self._sphinx.recognize(waveform)]
 
     def _align(self, waveform: Waveform, texts: Sequence[str]) -> list[Word]:

@@ -239,7 +239,8 @@ def text_teacher_models(config: TextTeacherConfig, *, may_download: bool = True)
     if config.stt.word_times is not None:
         models["word_times"] = f"{zlib.crc32(config.stt.word_times.read_bytes()):08x}"
     if config.stt.kind == "pocketsphinx":
-        models["stt"] = f"pocketsphinx {version('pocketsphinx')}"
+        whisper = f", words of {models['stt']}" if "stt" in models else ""
+        models["stt"] = f"pocketsphinx {version('pocketsphinx')}{whisper}"
     return models
 
 

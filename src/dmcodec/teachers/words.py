@@ -21,7 +21,8 @@ class SttConfig(Record):
     Attributes:
         kind: a Hugging Face CTC model, a Hugging Face Whisper model, pocketsphinx (US English,
             carries its model), or a file of word times.
-        model: name or folder for "ctc" and "whisper".
+        model: name or folder for "ctc" and "whisper". For "pocketsphinx", optionally, a Whisper
+            that recognizes what has no text: its words are better, pocketsphinx's times are.
         use_transcripts: utterances whose manifest has a text get this text, with times from
             forced alignment by the model ("ctc", "pocketsphinx"); others are recognized.
         language: for multilingual Whisper models, such as "en"; None: the model finds out.
@@ -38,14 +39,16 @@ class SttConfig(Record):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if (self.model is not None) != (self.kind in ("ctc", "whisper")):
-            raise ValueError("stt.model is needed for kinds ctc and whisper, and only there")
+        if self.model is None and self.kind in ("ctc", "whisper"):
+            raise ValueError(f"stt.model is needed for kind {self.kind}")
+        if self.model is not None and self.kind == "given":
+            raise ValueError("stt.model is not used by kind given")
         if (self.word_times is not None) != (self.kind == "given"):
             raise ValueError("stt.word_times is needed for kind given, and only there")
         if self.use_transcripts and self.kind not in ("ctc", "pocketsphinx"):
             raise ValueError(f"stt.use_transcripts: {self.kind} cannot align a given text")
-        if self.language is not None and self.kind != "whisper":
-            raise ValueError("stt.language is for kind whisper")
+        if self.language is not None and (self.model is None or self.kind == "ctc"):
+            raise ValueError("stt.language is for Whisper models")
         return self
 
 
@@ -78,8 +81,8 @@ def read_word_times(path: Path) -> dict[str, list[Word]]:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file of word times")
     words: dict[str, list[Word]] = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        if not line.strip() or line.startswith(";;"):
+    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
+        if not line.strip() or line.startswith(b";;"):
             continue
         try:
             if path.suffix == ".jsonl":
@@ -87,10 +90,10 @@ def read_word_times(path: Path) -> dict[str, list[Word]]:
                 found = words.setdefault(str(entry["id"]), [])
                 found += [_timed(w["text"], w["start_s"], w["end_s"]) for w in entry["words"]]
             else:
-                utterance_id, _, start, duration, text, *_ = line.split()
+                utterance_id, _, start, duration, text, *_ = line.decode().split()
                 end = float(start) + float(duration)
                 words.setdefault(utterance_id, []).append(_timed(text, start, end))
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, OverflowError) as error:
             raise ValueError(f"{path}:{number}: no word times: {error}") from error
     return {key: _in_order(each) for key, each in words.items()}
 

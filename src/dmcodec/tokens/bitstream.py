@@ -10,7 +10,7 @@ import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -152,6 +152,38 @@ class Header:
         """Gives (first frame, frame after the last) of every chunk in order."""
         for start in range(0, self.num_frames, self.chunk_frames):
             yield start, min(start + self.chunk_frames, self.num_frames)
+
+
+class Maker(Protocol):
+    """Whatever makes codes: what a header says of it. `model_id` may be any name, see below."""
+
+    @property
+    def sample_rate(self) -> int: ...  # noqa: D102
+    @property
+    def hop_length(self) -> int: ...  # noqa: D102
+    @property
+    def codebook_size(self) -> int: ...  # noqa: D102
+    @property
+    def model_id(self) -> str: ...  # noqa: D102
+    @property
+    def model_hash(self) -> str: ...  # noqa: D102
+
+
+def make_header(maker: Maker, num_samples: int, num_codebooks: int) -> Header:
+    """The header of codes that somebody makes of `num_samples` samples.
+
+    Of the model's name stays what fits: its last part, printable ASCII, the first 22 characters.
+    """
+    name = "".join(c for c in maker.model_id.rpartition("/")[2] if " " <= c <= "~")
+    return Header(
+        sample_rate=maker.sample_rate,
+        hop_length=maker.hop_length,
+        num_codebooks=num_codebooks,
+        codebook_size=maker.codebook_size,
+        num_samples=num_samples,
+        model_id=name[:MAX_MODEL_ID_LENGTH] or "untitled",
+        model_hash=maker.model_hash,
+    )
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

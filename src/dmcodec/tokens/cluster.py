@@ -13,6 +13,14 @@ from dmcodec.packages import import_package
 from dmcodec.tokens.pipeline import Shard, ShardResult, Speed, Times, portable, tokenize_shards
 from dmcodec.tokens.shards import CorpusInfo, ShardSummary
 
+# Of a cluster on this machine, which may have other work: Ray's own niceness of 15 lets that starve
+# the workers, and it gives up a worker that takes a minute to start, or a node silent for as long.
+_PATIENT = {
+    "worker_niceness": 0,
+    "worker_register_timeout_seconds": 600,
+    "health_check_timeout_ms": 120_000,
+}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Cluster:
@@ -119,8 +127,7 @@ def _connect(cluster: Cluster) -> None:
         num_cpus=max(wanted, len(os.sched_getaffinity(0))),
         include_dashboard=False,
         log_to_driver=False,
-        # Ray's own default of 15 lets any other work on the machine starve the workers.
-        _system_config={"worker_niceness": 0},
+        _system_config=_PATIENT,
     )
 
 

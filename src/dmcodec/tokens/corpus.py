@@ -21,7 +21,7 @@ from dmcodec.codec.model import Codec
 from dmcodec.manifest import Utterance
 from dmcodec.numpy_search import check_search_width
 from dmcodec.storage import delete_leftovers, lock_folder
-from dmcodec.tokens.bitstream import MAX_MODEL_ID_LENGTH, Header, dumps
+from dmcodec.tokens.bitstream import dumps, make_header
 from dmcodec.tokens.cluster import Cluster, tokenize_with_ray
 from dmcodec.tokens.pipeline import Shard, ShardResult, Speed, Times, tokenize_shards
 from dmcodec.tokens.shards import (
@@ -29,7 +29,6 @@ from dmcodec.tokens.shards import (
     INFO_NAME,
     CorpusInfo,
     ShardError,
-    TokenRow,
     check_same,
     dump_webdataset,
     load_shard,
@@ -225,23 +224,10 @@ def _write_shard(output: Path, info: CorpusInfo, result: ShardResult) -> None:
             write_durably(output / f"{name}.tar", dump_webdataset(rows))
         if info.has_dmc:
             for row in rows:
-                path = output / "dmc" / f"{row.id}.dmc"
-                write_durably(path, _dump_dmc(row, info))
+                header = make_header(info, row.num_samples, info.num_codebooks)
+                data = dumps(row.codes.astype(np.int64), header)
+                write_durably(output / "dmc" / f"{row.id}.dmc", data)
     write_durably(output / f"{name}.parquet", result.data)
-
-
-def _dump_dmc(row: TokenRow, info: CorpusInfo) -> bytes:
-    name = "".join(c for c in info.model_id.rpartition("/")[2] if " " <= c <= "~")
-    header = Header(
-        sample_rate=info.sample_rate,
-        hop_length=info.hop_length,
-        num_codebooks=info.num_codebooks,
-        codebook_size=info.codebook_size,
-        num_samples=row.num_samples,
-        model_id=name[:MAX_MODEL_ID_LENGTH] or "untitled",
-        model_hash=info.model_hash,
-    )
-    return dumps(row.codes.astype(np.int64), header)
 
 
 def _check_failures(job: JobSummary, max_failures: int, output: Path) -> None:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from dmcodec.audio import SAMPLE_RATE, Waveform, samples_to_seconds
 from dmcodec.codec.long import encode_long
-from dmcodec.codec.model import LONG_FRAMES, Codec
+from dmcodec.codec.model import Codec
 from dmcodec.codec.quantizer import LatentsError
 from dmcodec.manifest import Utterance
 from dmcodec.processes import check_count
@@ -119,7 +119,9 @@ def tokenize_shards(
         rows: dict[int, TokenRow] = {}
         failures: dict[int, dict[str, Any]] = {}
         times = Times()
-        for batch, futures in _load_ahead(_batches(shards, pool, info, speed), pool, info, speed):
+        for batch, futures in _load_ahead(
+            codec, _batches(shards, pool, info, speed), pool, info, speed
+        ):
             started = time.perf_counter()
             loaded = [_result(future) for future in futures]
             times.wait_s += time.perf_counter() - started
@@ -300,13 +302,17 @@ def _group(shard: Shard, lengths: Sequence[Future[int]], batch_samples: int) -> 
 
 
 def _load_ahead(
-    batches: Iterator[_Batch], pool: ThreadPoolExecutor, info: CorpusInfo, speed: Speed
+    codec: Codec,
+    batches: Iterator[_Batch],
+    pool: ThreadPoolExecutor,
+    info: CorpusInfo,
+    speed: Speed,
 ) -> Iterator[tuple[_Batch, list[Future[_Loaded]]]]:
     """Each batch with its waveforms to come; those of the next batches are under way."""
     waiting: deque[tuple[_Batch, list[Future[_Loaded]]]] = deque()
     for batch in batches:
         utterances = [batch.shard.utterances[position] for position in batch.positions]
-        waiting.append((batch, [pool.submit(_load, each, info) for each in utterances]))
+        waiting.append((batch, [pool.submit(_load, codec, each, info) for each in utterances]))
         if len(waiting) > 1 + speed.num_readers:
             yield waiting.popleft()
     while waiting:
@@ -323,7 +329,7 @@ def _length(utterance: Utterance, sample_rate: int) -> int:
         return 0  # reading it will say why
 
 
-def _load(utterance: Utterance, info: CorpusInfo) -> _Loaded:
+def _load(codec: Codec, utterance: Utterance, info: CorpusInfo) -> _Loaded:
     """Reads an utterance, or only finds it when it is to be read in parts."""
     started = time.perf_counter()
     file_name = f"{utterance.id}.dmc"
@@ -339,7 +345,7 @@ def _load(utterance: Utterance, info: CorpusInfo) -> _Loaded:
             raise _Unreadable(
                 f"{source.sound}: lasts {found_s:.1f} s, more than the {allowed_s:g} s allowed"
             )
-        if source.num_samples > LONG_FRAMES * info.hop_length:
+        if codec.is_long(source.num_samples):
             return _Loaded(source, "", 0.0)
         waveform = source.read()
     except (ValueError, OSError) as problem:

@@ -243,7 +243,15 @@ def read_summary(path: Path, settings_hash: str, number: int | None = None) -> S
             for each in summary["failures"]
         ]
         found = ShardSummary(metadata.num_rows, int(summary["num_samples"]), failures)
-    except (pa.ArrowException, OSError, KeyError, TypeError, ValueError, RecursionError) as error:
+    except (
+        pa.ArrowException,
+        OSError,
+        KeyError,
+        TypeError,
+        ValueError,
+        OverflowError,
+        RecursionError,
+    ) as error:
         raise ShardError(
             f"{path} is damaged or no shard of tokens ({error}): remove it and run again"
         ) from error

@@ -2,26 +2,25 @@
 
 A checkpoint is a folder of safetensors and JSON that appears whole (written under a temporary
 name, then renamed), so a run killed at any moment goes on from the last one. It doubles as the
-fine-tuning kit: generator, discriminators, averages and both optimizers; `export_kit` makes one of
-half the size to hand out.
+fine-tuning kit: generator, discriminators, averages and both optimizers.
 """
 
 import json
 import logging
+import math
 import re
-import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import Field
+from pydantic import Field, field_validator
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from dmcodec.codec.checkpoint import check_dtype
 from dmcodec.codec.conv import add_weight_norm, remove_weight_norm
-from dmcodec.codec.model import Codec, CodecConfig
+from dmcodec.codec.model import Codec
+from dmcodec.codec.network import CodecConfig
 from dmcodec.config import ConfigError, Record, build_record, parse_json
 from dmcodec.storage import delete_folder, delete_leftovers, make_folder_whole, write_whole
 from dmcodec.training.experiment import Experiment
@@ -64,6 +63,13 @@ class _Progress(Record):
     step: int = Field(ge=0)
     best: dict[str, float]
     gradient_scaler: dict[str, int | float] | None = None
+
+    @field_validator("best")
+    @classmethod
+    def _check_best(cls, best: dict[str, float]) -> dict[str, float]:
+        if best and not best.get("step", math.nan).is_integer():
+            raise ValueError("has scores, but not the step that they are of")
+        return best
 
 
 def save_checkpoint(state: TrainingState, experiment: Experiment, folder: Path) -> Path:
@@ -194,42 +200,6 @@ def export_codec(codec: Codec, folder: Path, dtype: torch.dtype = torch.float32)
     plain.load_state_dict(codec.state_dict())
     remove_weight_norm(plain)
     plain.save_pretrained(folder, dtype=dtype)
-
-
-def export_kit(checkpoint: Path, folder: Path, dtype: torch.dtype = torch.float16) -> None:
-    """Writes a checkpoint of half the size to hand out, with the codec beside it in plain form.
-
-    The result is a checkpoint: `init_from` takes it, and a run resumes from it when it lies in
-    `checkpoints/` under its `step_...` name. `folder/codec` is the averaged codec as a codec
-    folder. Optimizers are stored in bfloat16 when `dtype` is float16, whose range would round
-    small second moments to zero.
-
-    Args:
-        checkpoint: to export.
-        folder: of the kit; must not exist.
-        dtype: of weights.
-    """
-    check_dtype(dtype)
-    if folder.exists():
-        raise ValueError(f"{folder} exists already: name a new folder for the kit")
-    codec = Codec(load_experiment(checkpoint).codec)
-    add_weight_norm(codec)
-    load_module(codec, _averaged_weights(checkpoint), f"{checkpoint}/average")
-    with make_folder_whole(folder) as temporary:
-        for path in sorted(checkpoint.glob("*.safetensors")):
-            is_narrow = dtype == torch.float16 and path.stem.endswith("optimizer")
-            stored = torch.bfloat16 if is_narrow else dtype
-            _save_tensors(
-                # Single numbers count steps, which half precision would round.
-                {
-                    name: value.to(stored) if value.is_floating_point() and value.ndim else value
-                    for name, value in _read_tensors(checkpoint, path.stem).items()
-                },
-                temporary / path.name,
-            )
-        for path in sorted(checkpoint.glob("*.json")):
-            shutil.copyfile(path, temporary / path.name)
-        export_codec(codec, temporary / "codec", dtype)
 
 
 def _check_same_run(saved: Experiment, experiment: Experiment, checkpoint: Path) -> None:

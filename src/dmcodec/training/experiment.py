@@ -10,13 +10,13 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from dmcodec.codec.model import CodecConfig
+from dmcodec.codec.network import CodecConfig
 from dmcodec.config import Record
 from dmcodec.data.dataset import DataConfig
 from dmcodec.discriminators.ensemble import DiscriminatorConfig
 from dmcodec.losses.adversarial import AdversarialKind
 from dmcodec.losses.reconstruction import RELEASE_MEL_SCALES, STFT_SCALES, MelScale, StftScale
-from dmcodec.training.guidance import DistillationConfig
+from dmcodec.training.distillation import DistillationConfig
 
 
 class LossConfig(Record):

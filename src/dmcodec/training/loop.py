@@ -38,8 +38,8 @@ from dmcodec.training.checkpoint import (
     save_checkpoint,
 )
 from dmcodec.training.display import Display
-from dmcodec.training.distillation import Guidance
 from dmcodec.training.experiment import Experiment
+from dmcodec.training.guidance import Guidance
 from dmcodec.training.interruption import Interruption
 from dmcodec.training.state import TrainingState, new_state
 from dmcodec.training.step import train_step
@@ -90,7 +90,7 @@ def _train(
     guidance = _open_guidance(experiment, accelerator)
     stores = guidance.stores if guidance is not None else None
     dataset = SegmentDataset(
-        read_manifests(experiment.data.train_manifests),
+        read_manifests(experiment.data.train_manifests, columns=experiment.data.columns),
         experiment.data,
         seed=experiment.seed,
         stores=stores,

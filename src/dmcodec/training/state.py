@@ -11,8 +11,8 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from dmcodec.codec.conv import add_weight_norm
 from dmcodec.codec.model import Codec
 from dmcodec.discriminators.ensemble import Discriminators
-from dmcodec.training.distillation import make_heads
 from dmcodec.training.experiment import Experiment, OptimizerConfig
+from dmcodec.training.guidance import make_heads
 
 
 class StateError(ValueError):
@@ -25,7 +25,7 @@ class TrainingState:
 
     `codec` and `discriminators` are a `Codec` and `Discriminators` in training form (weight
     normalization), wrapped where several processes work together: see `unwrapped`. `heads` are
-    layers that only some guides need (distillation.py); they learn with the codec.
+    layers that only some guides need (guidance.py); they learn with the codec.
     """
 
     codec: nn.Module
@@ -148,6 +148,9 @@ def _load_optimizer(optimizer: Optimizer, tensors: dict[str, Tensor], name: str)
         number, _, field_name = key.partition(".")
         if not number.isdecimal() or not value.is_floating_point():
             raise StateError(f"{name} does not fit this experiment, see its tensor {key}")
+        is_low = field_name != "exp_avg" and bool((value < 0).any())
+        if is_low or not bool(torch.isfinite(value).all()):
+            raise StateError(f"{name}: {key} holds what no optimizer has: NaN, infinite, below 0")
         entries.setdefault(int(number), {})[field_name] = value
     for index, entry in entries.items():
         is_complete = entry.keys() == {"step", "exp_avg", "exp_avg_sq"} and index < len(parameters)

@@ -2,7 +2,7 @@
 
     L = w_t L_t + w_f L_f + w_s L_s + w_w L_w + [ w_g L_g + w_m L_m ] + w_d L_LS
         time      mel       STFT      commitment  adversarial, feature  teachers
-                                                  matching              (distillation.py)
+                                                  matching              (guidance.py)
 
 The bracket counts from the adversary's start step on, L_LS where an experiment has teachers. The
 forms of the terms are in `dmcodec.losses`; their weights are those of `LossConfig`.
@@ -17,7 +17,8 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from dmcodec.codec.model import Codec, CodecOutput
+from dmcodec.codec.model import Codec
+from dmcodec.codec.network import CodecOutput
 from dmcodec.data.loader import SegmentBatch
 from dmcodec.discriminators.ensemble import DiscriminatorOutput
 from dmcodec.losses.adversarial import (
@@ -26,8 +27,8 @@ from dmcodec.losses.adversarial import (
     generator_loss,
 )
 from dmcodec.losses.reconstruction import mel_loss, stft_loss, waveform_l1_loss
-from dmcodec.training.distillation import Guidance
 from dmcodec.training.experiment import Experiment, LossConfig, OptimizerConfig
+from dmcodec.training.guidance import Guidance
 from dmcodec.training.state import TrainingState, unwrapped
 
 _SMALLEST_SCALE = 2.0**-16
@@ -130,7 +131,15 @@ def codec_terms(
 
 def total_loss(config: LossConfig, terms: dict[str, Tensor]) -> Tensor:
     """L: each term times its weight, added."""
-    return torch.stack([getattr(config, f"{n}_weight") * term for n, term in terms.items()]).sum()
+    weights = {
+        "time": config.time_weight,
+        "mel": config.mel_weight,
+        "stft": config.stft_weight,
+        "commitment": config.commitment_weight,
+        "adversarial": config.adversarial_weight,
+        "feature_matching": config.feature_matching_weight,
+    }
+    return torch.stack([weights[name] * term for name, term in terms.items()]).sum()
 
 
 def _discriminator_step(

@@ -49,7 +49,7 @@ def teach(
     manifests = list(experiment.data.train_manifests)
     if experiment.data.valid_manifest is not None:
         manifests.append(experiment.data.valid_manifest)
-    utterances = read_manifests(list(dict.fromkeys(manifests)))
+    utterances = read_manifests(list(dict.fromkeys(manifests)), columns=experiment.data.columns)
     frames = CodecFrames(
         sample_rate=experiment.codec.sample_rate, hop_length=experiment.codec.hop_length
     )

@@ -99,15 +99,15 @@ def _drop_lines_beyond(path: Path, last_step: int) -> None:
     """Keeps the lines of steps up to `last_step`; a line that a kill cut short goes too."""
     if not path.is_file():
         return
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    lines = path.read_bytes().splitlines(keepends=True)
     kept = [line for line in lines if _step_of(line) <= last_step]
     if len(kept) == len(lines):
         return
     logger.info("%s: dropped %d lines beyond step %d", path, len(lines) - len(kept), last_step)
-    write_whole(path, "".join(kept))
+    write_whole(path, b"".join(kept))
 
 
-def _step_of(line: str) -> float:
+def _step_of(line: bytes) -> float:
     try:
         return int(parse_json(line)["step"])
     except (ValueError, LookupError, TypeError, OverflowError):

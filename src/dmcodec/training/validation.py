@@ -17,11 +17,14 @@ from dmcodec.audio import Waveform
 from dmcodec.codec.model import Codec, WaveformError
 from dmcodec.codec.quantizer import LatentsError
 from dmcodec.data.loader import ValidationClip, validation_clips
-from dmcodec.manifest import Utterance, read_manifest
-from dmcodec.quality import Unmeasurable, log_mel, mel_distance, pesq_wb, stoi
+from dmcodec.manifest import Utterance, read_manifests
+from dmcodec.metrics.intelligibility import stoi
+from dmcodec.metrics.measure import Unmeasurable
+from dmcodec.metrics.opinion import pesq_wb
+from dmcodec.metrics.signal import log_mel, mel_distance
 from dmcodec.sources import find_source
-from dmcodec.training.distillation import Guidance
 from dmcodec.training.experiment import Experiment
+from dmcodec.training.guidance import Guidance
 from dmcodec.training.state import TrainingState, unwrapped
 from dmcodec.training.tracker import Tracker
 
@@ -50,9 +53,11 @@ def check_clips(experiment: Experiment) -> None:
 
 
 def _listed_clips(experiment: Experiment) -> list[Utterance]:
-    if experiment.data.valid_manifest is None:
+    data = experiment.data
+    if data.valid_manifest is None:
         return []
-    return read_manifest(experiment.data.valid_manifest)[: experiment.validation.max_clips]
+    clips = read_manifests([data.valid_manifest], columns=data.columns)
+    return clips[: experiment.validation.max_clips]
 
 
 def validate(

@@ -4,7 +4,7 @@ from types import ModuleType
 import pytest
 import torch
 
-from dmcodec.evaluation.distillmos import WINDOW_SAMPLES, distillmos, import_distillmos
+from dmcodec.metrics.distillmos import WINDOW_SAMPLES, distillmos, import_distillmos
 from dmcodec.packages import MissingPackage
 
 pytest.importorskip("xls_r_sqa")

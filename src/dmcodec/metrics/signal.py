@@ -10,9 +10,17 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dmcodec.audio import Waveform
-from dmcodec.quality import Unmeasurable
-from dmcodec.spectral import log_mel_spectrogram, stft
+from dmcodec.audio import SAMPLE_RATE, Waveform
+from dmcodec.metrics.measure import (
+    Group,
+    Measure,
+    Original,
+    Outcomes,
+    Unmeasurable,
+    attempt,
+    check_pair,
+)
+from dmcodec.spectral import Mel, log_mel_spectrogram, stft
 
 SI_SDR_LIMIT_DB = 100.0
 """SI-SDR is kept within plus and minus this, so that identical and silent signals have means."""
@@ -21,6 +29,26 @@ _STFT_SIZES = ((512, 128), (1024, 256), (2048, 512))
 _MAGNITUDE_FLOOR = 1e-5
 _NUM_CEPSTRA = 13
 _MAX_DELAY_S = 0.1
+
+
+def log_mel(waveform: Waveform, sample_rate: int) -> NDArray[np.float32]:
+    """Log-mel spectrogram [M, L] of a waveform [T]: what `mel_distance` compares and plots show.
+
+    80 mels, 1024-sample window, hop 256, natural logarithm.
+    """
+    return _log_mels(torch.from_numpy(waveform)[None], sample_rate)[0].numpy()
+
+
+def _log_mels(waveforms: torch.Tensor, sample_rate: int) -> torch.Tensor:
+    """[B, T] to [B, M, L]."""
+    return log_mel_spectrogram(waveforms, Mel(sample_rate=sample_rate, n_fft=1024, num_mels=80))
+
+
+def mel_distance(reference: Waveform, estimate: Waveform, sample_rate: int) -> float:
+    """Mean absolute difference of the `log_mel` of two waveforms [T] of the same length."""
+    check_pair(reference, estimate)
+    difference = log_mel(reference, sample_rate) - log_mel(estimate, sample_rate)
+    return float(np.abs(difference).mean(dtype=np.float64))
 
 
 def si_sdr(reference: Waveform, estimate: Waveform) -> float:
@@ -32,7 +60,7 @@ def si_sdr(reference: Waveform, estimate: Waveform) -> float:
 
     Reference: Le Roux et al. 2019, arXiv:1811.02508, eq. 3; the limits are ours.
     """
-    _check_pair(reference, estimate)
+    check_pair(reference, estimate)
     target = reference.astype(np.float64) - reference.mean(dtype=np.float64)
     other = estimate.astype(np.float64) - estimate.mean(dtype=np.float64)
     energy = float(target @ target)
@@ -54,7 +82,7 @@ def stft_distance(reference: Waveform, estimate: Waveform) -> float:
     Windows of 512, 1024 and 2048 samples, hops of a quarter; magnitudes below 1e-5 count as 1e-5.
     Reference: Yamamoto et al. 2020, arXiv:1910.11480, eq. 5 (its magnitude term alone).
     """
-    _check_pair(reference, estimate)
+    check_pair(reference, estimate)
     pair = torch.from_numpy(np.stack([reference, estimate]))  # [2, T]
     distances = []
     for n_fft, hop_length in _STFT_SIZES:
@@ -74,11 +102,9 @@ def mel_cepstral_distortion(reference: Waveform, estimate: Waveform, sample_rate
 
     Reference: Kubichek 1993, doi:10.1109/PACRIM.1993.407206.
     """
-    _check_pair(reference, estimate)
+    check_pair(reference, estimate)
     pair = torch.from_numpy(np.stack([reference, estimate]))
-    mels = log_mel_spectrogram(
-        pair, sample_rate=sample_rate, n_fft=1024, hop_length=256, win_length=1024, num_mels=80
-    )  # [2, M, L]
+    mels = _log_mels(pair, sample_rate)  # [2, M, L]
     cepstra = _cosine_transform(mels.shape[1]) @ mels.double().numpy()  # [2, 13, L]
     squares = ((cepstra[0] - cepstra[1]) ** 2).sum(axis=0)  # [L]
     return float(10 / math.log(10) * np.sqrt(2 * squares).mean())
@@ -86,7 +112,7 @@ def mel_cepstral_distortion(reference: Waveform, estimate: Waveform, sample_rate
 
 def level_difference_db(reference: Waveform, estimate: Waveform) -> float:
     """RMS level of the estimate less that of the reference, dB, at least -100 (silence)."""
-    _check_pair(reference, estimate)
+    check_pair(reference, estimate)
     levels = [math.sqrt(np.mean(w.astype(np.float64) ** 2)) for w in (reference, estimate)]
     if levels[0] == 0:
         raise Unmeasurable("level difference: the reference is silent")
@@ -99,7 +125,7 @@ def delay_ms(reference: Waveform, estimate: Waveform, sample_rate: int) -> float
     A diagnostic: nothing is aligned by it. Of parametric codecs, which do not keep phases, it says
     little. Unmeasurable for a silent signal.
     """
-    _check_pair(reference, estimate)
+    check_pair(reference, estimate)
     if not reference.any() or not estimate.any():
         raise Unmeasurable("delay: one of the signals is silent")
     max_lag = min(round(_MAX_DELAY_S * sample_rate), len(reference) - 1)
@@ -119,8 +145,39 @@ def _cosine_transform(num_bands: int) -> NDArray[np.float64]:
     return 2 / num_bands * np.cos(np.arange(1, _NUM_CEPSTRA + 1)[:, None] * bands)
 
 
-def _check_pair(reference: Waveform, estimate: Waveform) -> None:
-    if reference.ndim != 1 or reference.shape != estimate.shape or not len(reference):
-        raise ValueError(
-            f"reference {reference.shape} and estimate {estimate.shape} must be [T] of one length"
-        )
+def _compute(original: Original, estimate: Waveform) -> Outcomes:
+    pair = (original.waveform, estimate)
+    return {
+        "mel_distance": attempt(mel_distance, *pair, SAMPLE_RATE),
+        "stft_distance": attempt(stft_distance, *pair),
+        "mcd": attempt(mel_cepstral_distortion, *pair, SAMPLE_RATE),
+        "si_sdr": attempt(si_sdr, *pair),
+        "level_difference": attempt(level_difference_db, *pair),
+        "delay": attempt(delay_ms, *pair, SAMPLE_RATE),
+    }
+
+
+SIGNAL = Group(
+    "signal",
+    (
+        Measure(
+            "mel_distance", "Mel dist.", "lower", 3, "mean |difference| of 80 log mel bands",
+            needs_signal=False,
+        ),
+        Measure(
+            "stft_distance", "STFT dist.", "lower", 3,
+            "multi-resolution log-magnitude distance", needs_signal=False,
+        ),
+        Measure("mcd", "MCD", "lower", 2, "mel-cepstral distortion, frame by frame", "dB"),
+        Measure(
+            "si_sdr", "SI-SDR", "higher", 2, "scale-invariant signal-to-distortion ratio", "dB"
+        ),
+        Measure(
+            "level_difference", "Level diff.", None, 2,
+            "level of the estimate less the level of the original", "dB",
+        ),
+        Measure("delay", "Delay", None, 1, "lag of the largest cross-correlation", "ms"),
+    ),
+    _compute,
+    revision=2,
+)  # fmt: skip

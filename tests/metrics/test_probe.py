@@ -8,15 +8,9 @@ import torch
 from torch import Tensor
 
 from dmcodec.codec.quantizer import QuantizerConfig, ResidualQuantizer
-from dmcodec.evaluation import probe as probe_module
 from dmcodec.evaluation.content import phone_error_rate
-from dmcodec.evaluation.probe import (
-    PhoneProbe,
-    SpokenVectors,
-    fill_up,
-    phone_errors,
-    train_probe,
-)
+from dmcodec.metrics import probe as probe_module
+from dmcodec.metrics.probe import PhoneProbe, SpokenVectors, fill_up, phone_errors, train_probe
 
 PHONES = ("AA", "B", "IY", "K", "S", "T")
 

@@ -5,9 +5,17 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from dmcodec.audio import Waveform
+from dmcodec.audio import SAMPLE_RATE, Waveform
+from dmcodec.metrics.measure import (
+    Group,
+    Measure,
+    Original,
+    Outcomes,
+    Unmeasurable,
+    attempt,
+    rate,
+)
 from dmcodec.packages import import_package
-from dmcodec.quality import Unmeasurable
 
 _F0_MIN_HZ, _F0_MAX_HZ = 60.0, 400.0
 _FRAME_S, _HOP_S = 0.064, 0.01
@@ -75,3 +83,32 @@ def _voiced_in_both(
             f"F0: {int(both.sum())} frames are voiced in both signals, {_MIN_FRAMES} are needed"
         )
     return reference.f0_hz[both], estimate.f0_hz[both]
+
+
+def _compute(original: Original, estimate: Waveform) -> Outcomes:
+    def track(waveform: Waveform) -> PitchTrack:
+        return track_pitch(waveform, SAMPLE_RATE)
+
+    tracks = (original.once("pitch", track), track(estimate))
+    return {
+        "f0_corr": attempt(f0_correlation, *tracks),
+        "f0_rmse": attempt(f0_rmse_hz, *tracks),
+        "voicing_error": attempt(voicing_error, *tracks),
+    }
+
+
+PITCH = Group(
+    "pitch",
+    (
+        Measure("f0_corr", "F0 corr.", "higher", 3, "correlation of F0 where both are voiced"),
+        Measure("f0_rmse", "F0 RMSE", "lower", 1, "error of F0 where both are voiced", "Hz"),
+        rate(
+            "voicing_error", "Voicing err.", "frames voiced in one signal only",
+            pooling="mean", needs_signal=False,
+        ),
+    ),
+    _compute,
+    modules=("librosa",),
+    distributions=("librosa",),
+    revision=2,
+)  # fmt: skip

@@ -5,8 +5,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from dmcodec.audio import SAMPLE_RATE, Waveform
+from dmcodec.metrics.measure import Group, ModelChoice, Original, Unmeasurable, rate
+from dmcodec.metrics.recognizers import (
+    check_recognizer,
+    load_recognizer,
+    recognizer_identity,
+    recognizer_modules,
+)
 from dmcodec.packages import import_package
-from dmcodec.quality import Unmeasurable
 from dmcodec.spelling import bare_words
 
 Normalizer = Literal["basic", "whisper"]
@@ -99,3 +106,38 @@ def count_errors(reference: str, hypothesis: str) -> tuple[ErrorCounts, ErrorCou
 
 def _counts(output: Any) -> ErrorCounts:
     return ErrorCounts(output.hits, output.substitutions, output.deletions, output.insertions)
+
+
+def _transcribe(original: Original, estimate: Waveform) -> str:
+    """What the recognizer hears; errors are counted when rows are put together."""
+    recognizer = original.models.get(load_recognizer, original.config.recognizer)
+    return recognizer.transcribe(estimate, SAMPLE_RATE)
+
+
+WORDS = Group(
+    "words",
+    (
+        rate("wer", "WER", "word errors per word of the transcript", is_main=True),
+        rate(
+            "wil", "WIL", "word information lost against the transcript",
+            pooling="information_lost", is_main=True,
+        ),
+        rate("cer", "CER", "character errors per character of the transcript"),
+        rate(
+            "wer_own", "WER own", "word errors against the recognizer's words for the original",
+            is_main=True, has_chart=True,
+        ),
+        rate("cer_own", "CER own", "character errors against the text of the original"),
+    ),
+    _transcribe,
+    modules=("jiwer",),
+    model=ModelChoice(
+        "recognizer",
+        identity=lambda config: recognizer_identity(config.recognizer),
+        modules=lambda config: recognizer_modules(config.recognizer),
+        check=lambda config: check_recognizer(config.recognizer),
+    ),
+    uses_original=False,
+    is_slow=True,
+    hears_text=True,
+)  # fmt: skip

@@ -1,12 +1,7 @@
 import pytest
 
-from dmcodec.evaluation.intelligibility import (
-    ErrorCounts,
-    count_errors,
-    is_repetitive,
-    make_normalizer,
-)
-from dmcodec.quality import Unmeasurable
+from dmcodec.metrics.measure import Unmeasurable
+from dmcodec.metrics.words import ErrorCounts, count_errors, is_repetitive, make_normalizer
 
 
 def test_word_errors_are_those_counted_by_hand() -> None:

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from dmcodec.evaluation import signal
-from dmcodec.quality import Unmeasurable
+from dmcodec.metrics import signal
+from dmcodec.metrics.measure import Unmeasurable
 
 
 def delayed(waveform: np.ndarray, num_samples: int) -> np.ndarray:

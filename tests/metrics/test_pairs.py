@@ -4,7 +4,10 @@ from pesq import pesq as pesq_package
 from pystoi import stoi as pystoi_package
 
 from dmcodec.audio import Waveform, resample
-from dmcodec.quality import Unmeasurable, log_mel, mel_distance, pesq_wb, stoi
+from dmcodec.metrics.intelligibility import stoi
+from dmcodec.metrics.measure import Unmeasurable
+from dmcodec.metrics.opinion import pesq_wb
+from dmcodec.metrics.signal import log_mel, mel_distance
 
 SAMPLE_RATE = 16_000
 MEASURES = [stoi, pesq_wb, mel_distance]

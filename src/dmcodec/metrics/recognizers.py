@@ -7,6 +7,7 @@ from typing import Protocol
 import torch
 
 from dmcodec.audio import Waveform, resample
+from dmcodec.metrics.measure import BEST, Unmeasurable
 from dmcodec.packages import import_package, package_versions, why_unavailable
 from dmcodec.pretrained.ctranslate2 import is_ctranslate2
 from dmcodec.pretrained.models import (
@@ -19,10 +20,7 @@ from dmcodec.pretrained.models import (
 )
 from dmcodec.pretrained.sphinx import Sphinx
 from dmcodec.pretrained.whisper import is_whisper, load_processor, load_whisper
-from dmcodec.quality import Unmeasurable
 
-BEST = "best"
-"""The recognizer's name that stands for the best one at hand."""
 POCKETSPHINX = "pocketsphinx"
 _FASTER_WHISPER = "faster-whisper:"
 

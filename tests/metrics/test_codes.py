@@ -1,13 +1,13 @@
 import numpy as np
 import pytest
 
-from dmcodec.evaluation.codes import (
+from dmcodec.metrics.codes import (
     book_statistics,
     entropy_bits,
     phone_information,
     stream_perplexity,
 )
-from dmcodec.evaluation.phones import NOT_SPEECH, label_frames
+from dmcodec.metrics.phones import NOT_SPEECH, label_frames
 from dmcodec.pretrained.sphinx import SpokenPhone
 
 
@@ -91,8 +91,8 @@ def test_frames_get_the_phone_at_their_middle() -> None:
 
 def test_phones_of_a_known_sentence_are_found(speech: np.ndarray) -> None:
     pytest.importorskip("pocketsphinx", reason="pip install 'dmcodec[eval]'")
-    from dmcodec.evaluation.phones import PhoneAligner, dump_phones, load_phones
-    from dmcodec.quality import Unmeasurable
+    from dmcodec.metrics.measure import Unmeasurable
+    from dmcodec.metrics.phones import PhoneAligner, dump_phones, load_phones
 
     aligner = PhoneAligner()
     text = "The army found the people in poverty and left them in comparative wealth."

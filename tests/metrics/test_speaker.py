@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 import torch
 
-from dmcodec.evaluation.speaker import cosine_similarity, load_speaker_model
-from dmcodec.quality import Unmeasurable
+from dmcodec.metrics.measure import Unmeasurable
+from dmcodec.metrics.speaker import cosine_similarity, load_speaker_model
 
 
 def test_cosine_by_hand() -> None:

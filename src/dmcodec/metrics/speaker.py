@@ -8,7 +8,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dmcodec.audio import Waveform, resample
+from dmcodec.audio import SAMPLE_RATE, Waveform, resample
+from dmcodec.metrics.measure import (
+    Group,
+    Measure,
+    ModelChoice,
+    Original,
+    Outcomes,
+    Unmeasurable,
+    attempt,
+)
 from dmcodec.packages import import_package, package_versions
 from dmcodec.pretrained.models import (
     find_model,
@@ -16,10 +25,10 @@ from dmcodec.pretrained.models import (
     load_weights,
     model_identity,
 )
-from dmcodec.quality import Unmeasurable
 
 _MODEL_RATE = 16_000
 _MIN_SPEECH_S = 0.4
+_RESEMBLYZER_MODULES = ("webrtcvad", "librosa", "resemblyzer")
 
 
 class SpeakerModel(Protocol):
@@ -43,6 +52,11 @@ def speaker_model_identity(name: str) -> str:
         return f"Resemblyzer {package_versions(('Resemblyzer',)).get('Resemblyzer', '')}"
     version = package_versions(("transformers",)).get("transformers", "not installed")
     return f"{model_identity(name)}, transformers {version}"
+
+
+def speaker_model_modules(name: str) -> tuple[str, ...]:
+    """The packages that a speaker model needs."""
+    return _RESEMBLYZER_MODULES if name == "resemblyzer" else ("transformers",)
 
 
 def check_speaker_model(name: str) -> None:
@@ -108,3 +122,33 @@ class TransformersSpeakerModel:
 
 def _find(name: str) -> Path:
     return find_model(name, needs_tokenizer=False, needs_preprocessor=True)
+
+
+def _compute(original: Original, estimate: Waveform) -> Outcomes:
+    model = original.models.get(load_speaker_model, original.config.speaker_model)
+
+    def embed(waveform: Waveform) -> NDArray[np.float32]:
+        return model.embed(waveform, SAMPLE_RATE)
+
+    def similarity() -> float:
+        return cosine_similarity(original.once("speaker", embed), embed(estimate))
+
+    return {"spk_similarity": attempt(similarity)}
+
+
+SPEAKER = Group(
+    "speaker",
+    (
+        Measure(
+            "spk_similarity", "Speaker sim.", "higher", 3, "cosine of speaker embeddings",
+            is_main=True, has_chart=True, silent_score=0.0,
+        ),
+    ),
+    _compute,
+    model=ModelChoice(
+        "speaker model",
+        identity=lambda config: speaker_model_identity(config.speaker_model),
+        modules=lambda config: speaker_model_modules(config.speaker_model),
+        check=lambda config: check_speaker_model(config.speaker_model),
+    ),
+)  # fmt: skip

@@ -18,6 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dmcodec.audio import Waveform
+from dmcodec.metrics.measure import Group, Measure, Original, Outcomes
 from dmcodec.packages import import_package
 
 WINDOW_SAMPLES = 122_880
@@ -101,3 +103,24 @@ def _without_torchaudio() -> Iterator[None]:
     finally:
         if before is None:
             del sys.modules["torchaudio"]
+
+
+def _compute(original: Original, estimate: Waveform) -> Outcomes:
+    waveform = torch.from_numpy(estimate)[None].to(original.config.device)
+    return {"distillmos": distillmos(waveform).item()}
+
+
+DISTILLMOS = Group(
+    "distillmos",
+    (
+        Measure(
+            "distillmos", "DistillMOS", "higher", 2, "DistillMOS, no reference",
+            is_main=True, silent_score=1.0,
+        ),
+    ),
+    _compute,
+    modules=("distillmos", "xls_r_sqa"),
+    distributions=("distillmos", "xls-r-sqa"),
+    uses_original=False,
+    is_slow=True,
+)  # fmt: skip

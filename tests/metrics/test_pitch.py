@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from dmcodec.evaluation import pitch
-from dmcodec.quality import Unmeasurable
+from dmcodec.metrics import pitch
+from dmcodec.metrics.measure import Unmeasurable
 
 librosa = pytest.importorskip("librosa", reason="pip install 'dmcodec[eval]'")
 

@@ -8,9 +8,9 @@ from numpy.typing import NDArray
 
 from dmcodec.audio import Waveform, resample
 from dmcodec.config import parse_json
-from dmcodec.evaluation.intelligibility import make_normalizer
+from dmcodec.metrics.measure import Unmeasurable
+from dmcodec.metrics.words import make_normalizer
 from dmcodec.pretrained.sphinx import FRAMES_PER_S, Sphinx, SphinxError, SpokenPhone
-from dmcodec.quality import Unmeasurable
 
 _RATE = 16_000
 NOT_SPEECH = -1

@@ -5,15 +5,15 @@ import numpy as np
 import pytest
 import torch
 
-from dmcodec.evaluation import recognizers
-from dmcodec.evaluation.recognizers import (
+from dmcodec.metrics import recognizers
+from dmcodec.metrics.measure import Unmeasurable
+from dmcodec.metrics.recognizers import (
     check_recognizer,
     load_recognizer,
     recognizer_identity,
     recognizer_modules,
     resolve_recognizer,
 )
-from dmcodec.quality import Unmeasurable
 
 
 def test_pocketsphinx_hears_a_clip_the_same_whatever_came_before(speech: np.ndarray) -> None:

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from dmcodec.metrics.measure import Group
+
 Codes = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
@@ -150,3 +152,7 @@ def _information_share(codes: NDArray[np.int64], phones: NDArray[np.int64]) -> f
         return 0.0
     jointly = entropy_bits(np.bincount(phones * size + codes))
     return (in_phones + entropy_bits(np.bincount(codes)) - jointly) / in_phones
+
+
+CODES = Group("codes", ())
+"""Statistics of whole systems, which have tables of their own."""

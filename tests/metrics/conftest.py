@@ -1,0 +1,17 @@
+"""Real speech for the tests of this room."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dmcodec.audio import read_audio, remove_dc
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "4077-13754-0000.flac"
+
+
+@pytest.fixture(scope="session")
+def speech() -> np.ndarray:
+    """4.8 s of real speech at 16 kHz, without DC, within 16 bits."""
+    waveform = remove_dc(read_audio(EXAMPLE))
+    return (np.round(waveform * 32768) / 32768).astype(np.float32)
