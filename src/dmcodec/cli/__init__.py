@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from dmcodec.cli import files, jobs, streams
+from dmcodec.cli import files, jobs, pages, streams
 from dmcodec.cli.options import CommandError, describe, is_out_of_memory
 from dmcodec.cli.terminal import complain, printable, say, show_logs
 
@@ -54,6 +54,7 @@ for _command in (
     jobs.ablate,
     streams.stream,
     streams.export,
+    pages.demo,
 ):
     app.command()(_command)
 

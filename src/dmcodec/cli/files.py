@@ -414,23 +414,16 @@ def _show_reconstructions(codec: "Codec", results: dict[Path, _Result]) -> None:
 
 def _describe_result(codec: "Codec", result: _Result) -> dict[str, str]:
     """What one reconstruction cost and is worth."""
-    from dmcodec.audio import samples_to_seconds
+    from dmcodec.reconstruction import describe_cost
 
-    num_samples, num_bytes = result.num_samples, result.num_bytes
-    duration_s = samples_to_seconds(num_samples, codec.config.sample_rate)
-    pcm_bytes = 2 * num_samples
-    books = result.num_books
-    rows = {
-        "speech": f"{duration_s:.2f} s at {codec.config.sample_rate} Hz",
-        "codes": f"{codec.config.frame_rate * books:.0f} a second ({codec.config.frame_rate:g} "
-        f"frames/s x {books} books of {codec.config.quantizer.codebook_size})",
-        "bitrate": f"{codec.config.bitrate_kbps * books / codec.config.quantizer.num_codebooks:g}"
-        f" kbps of codes, {num_bytes * 8 / duration_s / 1000:.2f} kbps with header and checksums",
-        "size": f"{num_bytes} bytes as .dmc, {pcm_bytes} as 16-bit PCM "
-        f"({pcm_bytes / num_bytes:.0f} times less)",
-        "speed": f"encode {duration_s / result.encode_s:.0f}x, decode "
-        f"{duration_s / result.decode_s:.0f}x real time",
-    }
+    rows = describe_cost(
+        codec,
+        num_samples=result.num_samples,
+        num_bytes=result.num_bytes,
+        num_books=result.num_books,
+        encode_s=result.encode_s,
+        decode_s=result.decode_s,
+    )
     for name, title in _SCORES.items():
         if name in result.scores:
             rows[title] = f"{result.scores[name]:.3f} against the input"
