@@ -329,7 +329,9 @@ main()
 """
 
 
-@pytest.mark.parametrize(("limit", "what"), [(60, "tensorboard"), (30_000, "step_00000001/codec.safetensors")])
+@pytest.mark.parametrize(
+    ("limit", "what"), [(60, "tensorboard"), (30_000, "step_00000001/codec.safetensors")]
+)
 def test_full_disk_ends_the_run_with_a_sentence(speech, tmp_path, limit, what):
     words = ["train", str(CONFIGS / "tiny.toml"), "-o", str(tmp_path / "run"), "--device", "cpu"]
     words += ["--set", f'data.train_manifests=["{speech / "train.jsonl"}"]']
