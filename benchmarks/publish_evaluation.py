@@ -74,7 +74,9 @@ def main() -> None:
     for line in notes(summary).splitlines():
         if "not computed" in line or "missing for" in line:
             print(line)
-    short = to_short_markdown(summary, FIRST_TABLE)
+    # Machine and versions stand in the notes of docs/results.md: the README is short.
+    kept = {k: v for k, v in summary.about.items() if k not in ("machine", "versions")}
+    short = to_short_markdown(summary.model_copy(update={"about": kept}), FIRST_TABLE)
     print(f"\n{short}")
     lacking = [name for name in FIRST_TABLE if name in summary.measures_without_values()]
     if options.publish and lacking:

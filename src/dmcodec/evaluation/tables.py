@@ -56,7 +56,7 @@ def caption(summary: Summary) -> str:
     """What must stand beside a table that leaves the notes out."""
     about = summary.about
     parts = [f"{about['clips']}, hash {about['hash of clips']}"]
-    parts += [about[key] for key in ("recognizer",) if key in about]
+    parts += [about[key] for key in ("recognizer", "machine", "versions") if key in about]
     return "; ".join(parts) + "."
 
 
