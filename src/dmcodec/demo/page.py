@@ -12,7 +12,14 @@ import gradio as gr
 
 from dmcodec.audio import SoundBytes
 from dmcodec.demo.models import Models, Refused
-from dmcodec.demo.pictures import Player, show_figures, show_message, show_pictures, show_players
+from dmcodec.demo.pictures import (
+    Player,
+    count_books,
+    show_figures,
+    show_message,
+    show_pictures,
+    show_players,
+)
 from dmcodec.demo.recordings import Decoded, Fit, Recording, decode, describe, mix, open_recording
 from dmcodec.demo.visits import VISIT_S, Visits, write_codes, write_sound
 
@@ -201,15 +208,15 @@ class Page:
             return {self.sound: None}
         decoded = decode(recording, int(num_books))
         folder = self.visits.folder(_session(request), "first")
-        name = f"{recording.name}.{_count(num_books).replace(' ', '-')}"
+        name = f"{recording.name}.{count_books(num_books).replace(' ', '-')}"
         wav = write_sound(folder, name, decoded.waveform, recording.sample_rate)
         dmc = write_codes(folder, name, recording.dumps(decoded.num_codebooks))
-        label = f"Decoded from {_count(num_books)}"
+        label = f"Decoded from {count_books(num_books)}"
         return {
             self.decoded: decoded,
             self.sound: gr.Audio(str(wav), label=label),
             self.download: gr.DownloadButton(
-                f"Download {_count(num_books)} as .dmc ({dmc.stat().st_size} bytes)", str(dmc)
+                f"Download {count_books(num_books)} as .dmc ({dmc.stat().st_size} bytes)", str(dmc)
             ),
         }
 
@@ -347,10 +354,6 @@ def _write(folder: Path, name: str, waveform: Any, recording: Recording) -> str:
 
 def _session(request: gr.Request) -> str:
     return str(request.session_hash)
-
-
-def _count(num_books: int) -> str:
-    return f"{num_books} book{'' if num_books == 1 else 's'}"
 
 
 def _span(first: int, last: int) -> str:

@@ -64,7 +64,7 @@ def show_players(rows: Mapping[str, Sequence[Player]]) -> str:
 def show_pictures(recording: Recording, decoded: Decoded) -> str:
     """Spectrograms of original and decoded, and the code map below, over one axis of time."""
     sample_rate = recording.sample_rate
-    sounds = {f"decoded from {_count_books(decoded.num_codebooks)}": decoded.waveform}
+    sounds = {f"decoded from {count_books(decoded.num_codebooks)}": decoded.waveform}
     if recording.original is not None:
         sounds = {"original": recording.original, **sounds}
     mels = {name: log_mel(waveform, sample_rate) for name, waveform in sounds.items()}
@@ -95,7 +95,7 @@ def _show_code_map(recording: Recording, num_codebooks: int) -> str:
     return _show_picture(
         colours,
         _share(config.hop_length * codes.shape[1], recording),
-        f"Codes: {_count_books(len(codes))} by {codes.shape[1]} frames, a colour is a code",
+        f"Codes: {count_books(len(codes))} by {codes.shape[1]} frames, a colour is a code",
         f'<span class="dm-books">{numbers}</span>',
         kind="dm-codes",
         style=f"height:{1.1 * len(codes):g}rem",
@@ -155,5 +155,6 @@ def _share(num_samples: int, recording: Recording) -> float:
     return num_samples / recording.num_samples
 
 
-def _count_books(number: int) -> str:
+def count_books(number: int) -> str:
+    """`1 book`, `2 books`."""
     return f"{number} book{'' if number == 1 else 's'}"
