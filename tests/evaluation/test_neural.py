@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tests.metrics.conftest import TINY_WAV2VEC2
 
 from dmcodec.codec.model import Codec
 from dmcodec.evaluation.systems import System, open_system, parse_system, parse_systems
@@ -154,13 +155,7 @@ def make_mimi(transformers: Any) -> Any:
 
 def make_xcodec(transformers: Any) -> Any:
     speech_model = transformers.HubertConfig(
-        hidden_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=32,
-        conv_dim=(8,) * 7,
-        num_conv_pos_embeddings=4,
-        num_conv_pos_embedding_groups=2,
+        **TINY_WAV2VEC2,
     )
     acoustic = transformers.DacConfig(
         encoder_hidden_size=4,

@@ -4,6 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tests.metrics.conftest import TINY_WAV2VEC2
 
 from dmcodec.metrics import recognizers
 from dmcodec.metrics.measure import Unmeasurable
@@ -37,13 +38,7 @@ def test_ctc_models_of_transformers_are_decoded_greedily(
     vocabulary = tmp_path / "vocab.json"
     vocabulary.write_text(json.dumps({letter: n for n, letter in enumerate(letters)}))
     config = transformers.Wav2Vec2Config(
-        hidden_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=32,
-        conv_dim=(8,) * 7,
-        num_conv_pos_embeddings=4,
-        num_conv_pos_embedding_groups=2,
+        **TINY_WAV2VEC2,
         vocab_size=len(letters),
         pad_token_id=0,
     )

@@ -4,6 +4,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tests.metrics.conftest import TINY_WAV2VEC2
 
 from dmcodec.metrics.measure import Unmeasurable
 from dmcodec.metrics.speaker import cosine_similarity, load_speaker_model
@@ -53,13 +54,7 @@ def test_x_vector_models_of_transformers_are_called_directly(
 
 def _make_x_vector_model(transformers: Any) -> tuple[Any, Any]:
     config = transformers.Wav2Vec2Config(
-        hidden_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=32,
-        conv_dim=(8,) * 7,
-        num_conv_pos_embeddings=4,
-        num_conv_pos_embedding_groups=2,
+        **TINY_WAV2VEC2,
         tdnn_dim=(8, 8, 8, 8, 16),
         xvector_output_dim=12,
     )
