@@ -126,6 +126,20 @@ def test_a_measure_that_cannot_be_computed_stops_the_table_before_its_first_run(
     assert not (tmp_path / "out").exists()
 
 
+def test_a_probe_that_cannot_be_computed_stops_the_table_before_its_first_run(
+    table, speech, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(Group, "why_not", lambda group, config: f"{group.name}: not here")
+    path = speech / "valid.jsonl"
+    content = ContentConfig(train=(path,), clips={"all": path})
+    config = load_config(table, AblationConfig, ["measures=[]"])
+    config = config.model_copy(update={"content": content})
+
+    with pytest.raises(ValueError, match="content: not here"):
+        ablate(config, tmp_path / "out", device="cpu")
+    assert not (tmp_path / "out").exists()
+
+
 def test_missing_lists_stop_the_table_before_its_first_run(table, tmp_path):
     text = table.read_text().replace('valid.jsonl"]', 'gone.jsonl"]')
     table.write_text(text)

@@ -9,7 +9,7 @@ same clips. What is done is kept in the output folder; the same command goes on 
 """
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, Self
 
@@ -107,6 +107,14 @@ class AblationConfig(Record):
             raise ValueError("rows must have different names, and seeds must differ")
         return self
 
+    def scoring(self, device: str = "cpu") -> ScoringConfig:
+        """The choices of all its measures."""
+        choices = ScoringConfig(recognizer=self.recognizer, device=device)
+        if self.content is None:
+            return choices
+        probe = {"content_train": self.content.train, "content_minutes": self.content.minutes}
+        return choices.model_copy(update=probe)
+
     def experiment_of(self, row: AblationRow, seed: int) -> Experiment:
         """The complete experiment of one run."""
         assignments = [*self.assignments, *row.assignments, f"seed={seed}"]
@@ -155,7 +163,7 @@ def ablate(
     progress("training", len(experiments), len(experiments))
 
     whole = {_system(*key): str(folder / "codec") for key, folder in folders.items()}
-    scoring = ScoringConfig(recognizer=config.recognizer, device=models_on)
+    scoring = config.scoring(models_on)
     shared = {"manifests": config.clips, "num_processes": num_processes, "scoring": scoring}
     request = {**shared, "measures": (*config.measures, "codes"), "num_clips": config.num_clips}
     quality = _evaluate(request, whole, output / "evaluation", progress)
@@ -164,10 +172,8 @@ def ablate(
         request = {**shared, "measures": ("words",), "num_clips": config.num_word_clips}
         words = _evaluate(request, whole, output / "words", progress)
     if config.content:
-        request = {**shared, "measures": ("content",)}
-        request["manifests"] = tuple(config.content.clips.values())
-        probe = {"content_train": config.content.train, "content_minutes": config.content.minutes}
-        request["scoring"] = scoring.model_copy(update=probe)
+        manifests = tuple(config.content.clips.values())
+        request = {**shared, "manifests": manifests, "measures": ("content",)}
         books = {f"{name}.book1": f"{codec}@1" for name, codec in whole.items()}
         content = _evaluate(request, whole | books, output / "content", progress)
     losses = {key: _last_validation(folder) for key, folder in folders.items()}
@@ -182,7 +188,7 @@ def _check_before_training(
     """Raises what would otherwise end the table after hours: lists and models that are missing."""
     import_package("PIL.Image", "the report")
     if config.num_word_clips and needs_recognizer:
-        check_models(("words",), ScoringConfig(recognizer=config.recognizer))
+        check_models(("words",), config.scoring())
     lists: list[tuple[tuple[Path, ...], tuple[tuple[str, str], ...]]] = [(config.clips, ())]
     for data in (each.data for each in experiments):
         columns = tuple(data.columns.items())
@@ -193,8 +199,8 @@ def _check_before_training(
         lists += [(config.content.train, ()), (tuple(config.content.clips.values()), ())]
     for manifests, columns in dict.fromkeys(lists):
         read_manifests(manifests, columns=dict(columns))
-    for measure in config.measures:
-        if reason := GROUPS[measure].why_not(ScoringConfig()):
+    for group in (*config.measures, *(("content",) if config.content else ())):
+        if reason := GROUPS[group].why_not(config.scoring()):
             raise ValueError(reason)
 
 
@@ -256,11 +262,8 @@ def _make_table(
         for teacher in ("text", "speech"):
             key = f"valid/loss_distill_{teacher}"
             cells.append(_by_seed([each[key] for each in own if key in each], 3))
-        for book in (".book1", "") if content else ():
-            systems, first = ([name + book for name in those] for those in (names, reference))
-            for clips in lists.values():
-                rows = [each for each in content.rows if each.id in clips] if content else []
-                cells.append(_pooled(rows, systems, first, "content_per"))
+        if content:
+            cells += _content_cells(content.rows, lists.values(), names, reference)
         cells += [_by_seed([100 * each[key] for each in books], 1) for key in ("phones", "chance")]
         if words:
             cells.append(_pooled(words.rows, names, reference, "wer"))
@@ -273,6 +276,25 @@ def _make_table(
     rules = ["---"] * len(head)
     text = "\n".join("| " + " | ".join(cells) + " |" for cells in [head, rules, *lines])
     return text + "\n\n" + _notes(config, quality.summary, words, content) + "\n"
+
+
+def _content_cells(
+    rows: Sequence[Row],
+    lists: Iterable[set[str]],
+    names: Sequence[str],
+    reference: Sequence[str],
+) -> list[str]:
+    """Phone errors from book 1 and from all books, on the clips of each list."""
+    return [
+        _pooled(
+            [row for row in rows if row.id in clips],
+            [name + book for name in names],
+            [name + book for name in reference],
+            "content_per",
+        )
+        for book in (".book1", "")
+        for clips in lists
+    ]
 
 
 def _clips_by_list(config: ContentConfig) -> dict[str, set[str]]:
