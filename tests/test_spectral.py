@@ -3,6 +3,7 @@ import math
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 from dmcodec.spectral import Mel, log_mel_spectrogram, mel_filterbank, mel_spectrogram, stft
 
@@ -133,6 +134,30 @@ def test_stft_equals_windowed_numpy_transforms(n_fft, hop_length, win_length):
     spectrum = stft(waveform, n_fft, hop_length, win_length)
 
     torch.testing.assert_close(spectrum, torch.from_numpy(expected), rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize(("n_fft", "hop_length", "win_length"), [(64, 16, 64), (63, 21, 40)])
+def test_gradient_of_the_stft_is_that_of_torch(n_fft, hop_length, win_length):
+    waveform = torch.randn(2, 210, requires_grad=True)
+    spectrum = stft(waveform, n_fft, hop_length, win_length)
+
+    left = (n_fft - hop_length) // 2
+    expected = torch.stft(
+        F.pad(waveform[None], (left, n_fft - hop_length - left), mode="reflect")[0],
+        n_fft,
+        hop_length=hop_length,
+        win_length=win_length,
+        window=torch.hann_window(win_length),
+        center=False,
+        return_complex=True,
+    )
+
+    weights = torch.randn_like(spectrum)
+    torch.testing.assert_close(spectrum, expected)
+    torch.testing.assert_close(
+        torch.autograd.grad(spectrum, waveform, weights),
+        torch.autograd.grad(expected, waveform, weights),
+    )
 
 
 def test_sine_gives_half_the_window_sum_at_its_bin():
