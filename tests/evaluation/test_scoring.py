@@ -1,6 +1,7 @@
 """What the protocol says of silence, delay and level holds for every group that runs here."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from dmcodec.evaluation.scoring import cache_key, group_identity, score_group
 from dmcodec.evaluation.storage import CachedScores
 from dmcodec.metrics.measure import Models, Original, ScoringConfig
 from dmcodec.metrics.registry import GROUPS
+from dmcodec.packages import MissingPackage
 
 LIGHT = [
     name for name in ("stoi", "pesq", "signal") if GROUPS[name].why_not(ScoringConfig()) is None
@@ -95,6 +97,22 @@ def test_a_package_that_is_not_installed_makes_its_group_unavailable(
     )
     assert "no weights at hand" in str(GROUPS["utmos"].why_not(ScoringConfig()))
     assert GROUPS["signal"].why_not(ScoringConfig()) is None
+
+
+def test_what_a_package_lacks_while_scoring_is_a_reason_and_not_an_error(
+    speech: np.ndarray,
+) -> None:
+    def compute(original: Original, estimate: np.ndarray) -> dict[str, float]:
+        raise MissingPackage("PESQ needs the package pesq: pip install it")
+
+    group = replace(GROUPS["pesq"], compute=compute)
+
+    result = score_group(group, "key", Original(speech, Models(ScoringConfig())), speech)
+
+    assert result.values == {}
+    assert result.missing == dict.fromkeys(
+        group.names, "PESQ needs the package pesq: pip install it"
+    )
 
 
 def test_cache_keys_change_with_content_and_with_models() -> None:
