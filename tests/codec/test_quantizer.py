@@ -154,6 +154,27 @@ def test_quantized_is_the_decoded_sum_of_the_books(generator):
     torch.testing.assert_close(sum(output.book_outputs), decoded, rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("lengths", [None, torch.tensor([9, 4])])
+def test_items_are_the_sums_of_as_many_books_as_they_are_given(generator, lengths):
+    quantizer = make_quantizer()
+    latents = torch.randn(2, 4, 9, generator=generator)
+    few = torch.tensor([1, 2])
+
+    output = quantizer(latents, lengths, num_books=few)
+
+    whole = quantizer(latents, lengths)
+    assert torch.equal(output.codes, whole.codes)
+    assert output.commitment_loss == whole.commitment_loss
+    for item, count in enumerate(few.tolist()):
+        length = 9 if lengths is None else int(lengths[item])
+        codes = output.codes[item : item + 1, :, :length]
+        expected = quantizer.decode(codes[:, :count])[0]
+        heard = quantizer.decode(codes, num_books=few[item : item + 1])[0]
+        assert torch.equal(heard, expected)
+        quantized = output.quantized[item, :, :length]
+        torch.testing.assert_close(quantized, expected, rtol=0, atol=1e-6)
+
+
 def test_mean_of_all_book_outputs_is_the_mean_of_the_books(generator):
     quantizer = make_quantizer()
 

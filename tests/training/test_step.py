@@ -1,5 +1,6 @@
 import copy
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -164,6 +165,43 @@ def test_one_step_is_one_pass_through_the_codec(start, accelerator):
 
     assert len(passes) == 3
     assert state.codec.quantizer.num_updates == 3
+
+
+def test_segments_with_few_books_are_drawn_for_the_whole_batch(start, accelerator):
+    experiment, state, batch = start("few_books_share=0.5", "batch_size=64")
+    heard: list[torch.Tensor] = []
+
+    def give(waveform, num_samples, *, codes, num_books, update):
+        heard.append(num_books)
+        raise InterruptedError
+
+    state.codec.forward = give
+    for processes in (1, 2):
+        for rank in range(processes):
+            shared = SimpleNamespace(
+                autocast=accelerator.autocast, num_processes=processes, process_index=rank
+            )
+            with pytest.raises(InterruptedError):
+                train_step(state, experiment, batch, shared)
+
+    whole, first, second = heard
+    books = experiment.codec.quantizer.num_codebooks
+    assert torch.equal(whole, torch.cat([first, second]))
+    assert set(whole.tolist()) == set(range(1, books + 1))
+    assert 0.4 < float((whole == books).float().mean()) < 0.85  # 0.5, and of the rest one in K
+
+
+def test_few_books_change_what_is_decoded_and_not_the_codes(start, accelerator):
+    experiment, state, batch = start("few_books_share=1.0", *NEVER)
+    twin = copy.deepcopy(state)
+
+    few = train_step(state, experiment, batch, accelerator)
+    all_books = train_step(
+        twin, experiment.model_copy(update={"few_books_share": 0.0}), batch, accelerator
+    )
+
+    assert few["commitment"] == all_books["commitment"]
+    assert few["mel"] != all_books["mel"]
 
 
 def test_learning_rates_follow_their_own_courses(start, accelerator):

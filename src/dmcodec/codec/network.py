@@ -132,6 +132,7 @@ class CodecNetwork(nn.Module):
         num_samples: Tensor | None = None,
         *,
         codes: Tensor | None = None,
+        num_books: Tensor | None = None,
         update: bool = False,
     ) -> CodecOutput:
         """Encodes, quantizes and decodes [B, 1, T] with gradients; the result is [B, 1, T].
@@ -141,20 +142,26 @@ class CodecNetwork(nn.Module):
             num_samples: [B] samples of each item; None when every item fills T.
             codes: [B, K, L] of these waveforms, zero beyond each item's frames: only the decoder
                 runs. None: encoder and books give them.
+            num_books: [B] from how many books each item is decoded, 1 to K; None: from all.
             update: move the codebooks (training steps only).
         """
         if waveform.ndim != 3 or waveform.shape[1] != 1:
             raise ValueError(f"waveform must be [B, 1, T], got shape {tuple(waveform.shape)}")
+        if num_books is not None:
+            books = self.config.quantizer.num_codebooks
+            check_lengths(num_books, len(waveform), books, "num_books")
+            num_books = num_books.to(waveform.device)
         if num_samples is not None:
             check_lengths(num_samples, len(waveform), waveform.shape[-1], "num_samples")
             is_full = bool((num_samples == waveform.shape[-1]).all())  # free when on the CPU
             num_samples = None if is_full else num_samples.to(waveform.device)
         lengths = None if num_samples is None else ceil_div(num_samples, self.config.hop_length)
         if codes is None:
-            output = self.quantizer(self.encoder(waveform, num_samples), lengths, update=update)
+            latents = self.encoder(waveform, num_samples)
+            output = self.quantizer(latents, lengths, num_books=num_books, update=update)
             quantized = output.quantized
         else:
-            output, quantized = None, self.quantizer.decode(codes)
+            output, quantized = None, self.quantizer.decode(codes, num_books=num_books)
         decoded = self.decoder(quantized, lengths)[..., : waveform.shape[-1]]
         if num_samples is not None:
             decoded = _zero_beyond(decoded, num_samples)

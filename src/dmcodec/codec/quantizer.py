@@ -98,19 +98,31 @@ class ResidualQuantizer(nn.Module):
         return {**self.__dict__, "_search": None}
 
     def forward(
-        self, latents: Tensor, lengths: Tensor | None = None, *, update: bool = False
+        self,
+        latents: Tensor,
+        lengths: Tensor | None = None,
+        *,
+        num_books: Tensor | None = None,
+        update: bool = False,
     ) -> QuantizerOutput:
         """Quantizes with all books; `update` moves the codebooks towards what they are given.
 
-        Frames at or beyond `lengths` [B] enter neither codebooks nor loss.
+        Frames at or beyond `lengths` [B] enter neither codebooks nor loss. Into `quantized` goes
+        the sum of each item's first `num_books` [B], or of all.
         """
         with torch.autocast(latents.device.type, enabled=False):
-            return self._quantize(latents.float(), lengths, update)
+            return self._quantize(latents.float(), lengths, num_books, update)
 
-    def _quantize(self, latents: Tensor, lengths: Tensor | None, update: bool) -> QuantizerOutput:
+    def _quantize(
+        self, latents: Tensor, lengths: Tensor | None, num_books: Tensor | None, update: bool
+    ) -> QuantizerOutput:
         frames = latents.transpose(1, 2)  # [B, L, D]
         mask = None if lengths is None else length_mask(lengths, frames.shape[1])
         vectors = frames.flatten(0, 1) if mask is None else frames[mask]  # [N, D]
+        last_books = None
+        if num_books is not None:
+            each = num_books[:, None].expand(frames.shape[:2])  # [B, L]
+            last_books = each.flatten() if mask is None else each[mask]  # [N]
         if update and not self.is_started:
             self._start(vectors.detach())
         residual, total = vectors, torch.zeros_like(vectors)
@@ -126,7 +138,7 @@ class ResidualQuantizer(nn.Module):
             # The code vectors are constants, so the gradient of every later loss still reaches
             # the latents: all books commit, not only the first (docs/log.md).
             residual = residual - chosen
-            total = total + chosen
+            total = total + _heard(chosen, book, last_books)
         if update:
             self.num_updates += 1
         quantized = vectors + (total - vectors).detach()
@@ -172,11 +184,14 @@ class ResidualQuantizer(nn.Module):
                 residual = residual - F.embedding(codes[-1], codebook)
         return torch.stack(codes, dim=1)
 
-    def decode(self, codes: Tensor, first_codebook: int = 0) -> Tensor:
+    def decode(
+        self, codes: Tensor, first_codebook: int = 0, *, num_books: Tensor | None = None
+    ) -> Tensor:
         """Sum of the code vectors, [B, K', L] -> [B, D, L].
 
         The K' rows are the codes of books `first_codebook`, `first_codebook` + 1, ...; any codes
-        outside the book raise ValueError.
+        outside the book raise ValueError. With `num_books` [B] the sum is of each item's first
+        so many rows.
         """
         if codes.ndim != 3:
             raise ValueError(f"codes must be [B, K, L], got shape {tuple(codes.shape)}")
@@ -195,9 +210,11 @@ class ResidualQuantizer(nn.Module):
                 f"codes must lie in 0..{entries - 1}, got {int(codes.min())}..{int(codes.max())}"
             )
         index = codes.unbind(1)  # K' times [B, L]
+        last_books = None if num_books is None else num_books[:, None]  # [B, 1]
         total = F.embedding(index[0], self.codebooks[first_codebook])  # [B, L, D]
         for book in range(1, len(index)):
-            total = total + F.embedding(index[book], self.codebooks[first_codebook + book])
+            chosen = F.embedding(index[book], self.codebooks[first_codebook + book])
+            total = total + _heard(chosen, book, last_books)
         return total.transpose(1, 2)
 
     @torch.no_grad()
@@ -265,6 +282,11 @@ class ResidualQuantizer(nn.Module):
     def _generator(self, purpose: int) -> torch.Generator:
         """A CPU generator that depends on the update's number and the purpose only."""
         return torch.Generator().manual_seed(int(self.num_updates) * 1000 + purpose)
+
+
+def _heard(chosen: Tensor, book: int, num_books: Tensor | None) -> Tensor:
+    """Code vectors [..., D] of a book, zero where no more than `book` books [...] are heard."""
+    return chosen if num_books is None else chosen * (num_books > book)[..., None]
 
 
 def nearest_entry(vectors: Tensor, codebook: Tensor) -> Tensor:

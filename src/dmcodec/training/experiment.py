@@ -124,6 +124,13 @@ class Experiment(Record):
     init_from: Path | None = Field(
         None, description="checkpoint, fine-tuning kit or codec folder that gives the first weights"
     )
+    few_books_share: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="of the segments, those decoded from a random number of books, 1 to K: for "
+        "codecs that shall also work with fewer books",
+    )
     is_encoder_frozen: bool = Field(
         False, description="encoder and books stay those of init_from; only the decoder learns"
     )

@@ -12,6 +12,7 @@ Reference: Ahasan et al. 2024, arXiv:2410.15017, sec. 3 and appendix.
 
 from typing import cast
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
@@ -58,6 +59,7 @@ def train_step(
             batch.waveform,
             batch.num_samples,
             codes=batch.codes,
+            num_books=_books_heard(experiment, state.step, accelerator),
             update=not experiment.is_encoder_frozen,
         )
     terms: dict[str, Tensor] = {}
@@ -90,6 +92,24 @@ def train_step(
     state.step += 1
     terms |= generator_terms | {"total": loss, "gradient_norm": norm}
     return {name: term.detach() for name, term in terms.items()}
+
+
+def _books_heard(experiment: Experiment, step: int, accelerator: Accelerator) -> Tensor | None:
+    """From how many books each of this process's segments is decoded, [B]; None: all from all.
+
+    Drawn for the whole batch, so that it does not matter how many processes share it.
+
+    Reference: Zeghidour et al. 2021, arXiv:2107.03312, sec. III-C (quantizer dropout).
+    """
+    if not experiment.few_books_share:
+        return None
+    all_books, size = experiment.codec.quantizer.num_codebooks, experiment.batch_size
+    rng = np.random.default_rng([experiment.seed, step])
+    is_few = rng.random(size) < experiment.few_books_share
+    num_books = np.where(is_few, rng.integers(1, all_books + 1, size), all_books)
+    local = size // accelerator.num_processes
+    first = local * accelerator.process_index
+    return torch.from_numpy(num_books[first : first + local])
 
 
 def codec_terms(
