@@ -80,11 +80,11 @@ def test_content_of_book_one_and_of_all_books_is_in_the_table_for_each_list(
     lines = [json.loads(line) for line in (speech / "valid.jsonl").read_text().splitlines()]
     for name, some in (("seen", lines[:2]), ("new", lines[2:])):
         spoken = [
-            {**each, "audio": str(speech / each["audio"]), "text": "the army"} for each in some
+            {**each, "audio": str(speech / each["audio"]), "spoken": "the army"} for each in some
         ]
         (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, spoken)))
     training = [
-        {**json.loads(line), "text": "some people"}
+        {**json.loads(line), "spoken": "some people"}
         for line in (speech / "train.jsonl").read_text().splitlines()
     ]
     for each in training:
@@ -93,6 +93,7 @@ def test_content_of_book_one_and_of_all_books_is_in_the_table_for_each_list(
     content = {
         "train": [tmp_path / "probe.jsonl"],
         "clips": {name: tmp_path / f"{name}.jsonl" for name in ("seen", "new")},
+        "columns": {"text": "spoken"},
     }
     config = load_config(table, AblationConfig, ["seeds=[3]", "measures=[]"])
     config = config.model_copy(update={"content": ContentConfig.model_validate(content)})

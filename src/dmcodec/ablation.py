@@ -24,7 +24,7 @@ from dmcodec.evaluation.run import Evaluation, evaluate
 from dmcodec.evaluation.scoring import check_models
 from dmcodec.evaluation.statistics import Bootstrap, ratio
 from dmcodec.evaluation.summary import Summary
-from dmcodec.manifest import read_manifest, read_manifests
+from dmcodec.manifest import read_manifests
 from dmcodec.metrics.measure import BEST, ScoringConfig
 from dmcodec.metrics.registry import GROUPS, MEASURES
 from dmcodec.packages import import_package
@@ -47,11 +47,13 @@ class ContentConfig(Record):
         train: manifests that it learns from: speakers and sentences that are not in `clips`.
         minutes: at most so many of them.
         clips: what the table calls a list -> its manifest.
+        columns: names of the columns of all these lists (see `read_manifests`).
     """
 
     train: tuple[Path, ...] = Field(min_length=1)
     minutes: float = Field(60.0, gt=0)
     clips: dict[str, Path] = Field(min_length=1)
+    columns: dict[str, str] = Field(default_factory=dict)
 
 
 class AblationRow(Record):
@@ -81,6 +83,7 @@ class AblationConfig(Record):
         seeds: every row is trained once with each.
         rows: the first is the reference that differences are taken against.
         clips: manifests of the test clips.
+        columns: names of their columns (see `read_manifests`).
         num_clips: how many of them are drawn; None: all.
         measures: of quality, as for `dmcodec evaluate --measures`.
         num_word_clips: how many clips are recognized; 0: none. Always from all books: a decoder
@@ -94,6 +97,7 @@ class AblationConfig(Record):
     seeds: tuple[int, ...] = Field((1, 2), min_length=1)
     rows: tuple[AblationRow, ...] = Field(min_length=2)
     clips: tuple[Path, ...] = Field(min_length=1)
+    columns: dict[str, str] = Field(default_factory=dict)
     num_clips: int | None = Field(None, ge=1)
     measures: tuple[Literal["stoi", "pesq", "visqol", "distillmos"], ...] = ("stoi", "pesq")
     num_word_clips: int = Field(300, ge=0)
@@ -112,7 +116,11 @@ class AblationConfig(Record):
         choices = ScoringConfig(recognizer=self.recognizer, device=device)
         if self.content is None:
             return choices
-        probe = {"content_train": self.content.train, "content_minutes": self.content.minutes}
+        probe = {
+            "content_train": self.content.train,
+            "content_minutes": self.content.minutes,
+            "content_columns": self.content.columns,
+        }
         return choices.model_copy(update=probe)
 
     def experiment_of(self, row: AblationRow, seed: int) -> Experiment:
@@ -164,7 +172,12 @@ def ablate(
 
     whole = {_system(*key): str(folder / "codec") for key, folder in folders.items()}
     scoring = config.scoring(models_on)
-    shared = {"manifests": config.clips, "num_processes": num_processes, "scoring": scoring}
+    shared = {
+        "manifests": config.clips,
+        "columns": config.columns,
+        "num_processes": num_processes,
+        "scoring": scoring,
+    }
     request = {**shared, "measures": (*config.measures, "codes"), "num_clips": config.num_clips}
     quality = _evaluate(request, whole, output / "evaluation", progress)
     words = content = None
@@ -174,6 +187,7 @@ def ablate(
     if config.content:
         manifests = tuple(config.content.clips.values())
         request = {**shared, "manifests": manifests, "measures": ("content",)}
+        request["columns"] = config.content.columns
         books = {f"{name}.book1": f"{codec}@1" for name, codec in whole.items()}
         content = _evaluate(request, whole | books, output / "content", progress)
     losses = {key: _last_validation(folder) for key, folder in folders.items()}
@@ -189,14 +203,15 @@ def _check_before_training(
     import_package("PIL.Image", "the report")
     if config.num_word_clips and needs_recognizer:
         check_models(("words",), config.scoring())
-    lists: list[tuple[tuple[Path, ...], tuple[tuple[str, str], ...]]] = [(config.clips, ())]
+    lists = [(config.clips, tuple(config.columns.items()))]
     for data in (each.data for each in experiments):
         columns = tuple(data.columns.items())
         lists.append((data.train_manifests, columns))
         if data.valid_manifest is not None:
             lists.append(((data.valid_manifest,), columns))
     if config.content:
-        lists += [(config.content.train, ()), (tuple(config.content.clips.values()), ())]
+        for manifests in (config.content.train, tuple(config.content.clips.values())):
+            lists.append((manifests, tuple(config.content.columns.items())))
     for manifests, columns in dict.fromkeys(lists):
         read_manifests(manifests, columns=dict(columns))
     for group in (*config.measures, *(("content",) if config.content else ())):
@@ -300,7 +315,7 @@ def _content_cells(
 def _clips_by_list(config: ContentConfig) -> dict[str, set[str]]:
     """What the table calls a list -> ids of its clips."""
     return {
-        name: {utterance.id for utterance in read_manifest(path)}
+        name: {utterance.id for utterance in read_manifests([path], columns=config.columns)}
         for name, path in config.clips.items()
     }
 

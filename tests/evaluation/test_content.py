@@ -68,6 +68,20 @@ def test_training_takes_turns_between_speakers_and_leaves_the_evaluated_ones_out
     assert sorted(each.utterance.id for each in all_of_them) == list("123456")
 
 
+def test_lists_of_the_probe_may_name_their_columns(training_list: Path, tmp_path: Path) -> None:
+    lines = [json.loads(line) for line in training_list.read_text().splitlines()]
+    for each in lines:
+        each |= {"audio": str(training_list.parent / each["audio"]), "spoken": each.pop("text")}
+    renamed = tmp_path / "renamed.jsonl"
+    renamed.write_text("\n".join(map(json.dumps, lines)))
+
+    expected = choose_training([training_list], 30, [])
+    found = choose_training([renamed], 30, [], {"text": "spoken"})
+
+    assert choose_training([renamed], 30, []) == []
+    assert [each.phones for each in found] == [each.phones for each in expected]
+
+
 @pytest.fixture
 def config(
     training_list: Path,

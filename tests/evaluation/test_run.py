@@ -125,6 +125,18 @@ def test_second_run_computes_nothing(
     assert again.rows == evaluation.rows
 
 
+def test_a_clip_to_be_played_that_is_none_is_refused_before_the_work(
+    tmp_path: Path, manifest: Path, codec_folder: Path
+) -> None:
+    config = configure(manifest, codec_folder, played=("a/one", "a/won"))
+
+    with pytest.raises(ValueError, match="played: clip 'a/won' is not among the clips"):
+        evaluate(config, tmp_path)
+
+    assert not (tmp_path / "sounds").exists()
+    assert not (tmp_path / "rows.jsonl").exists()
+
+
 @pytest.mark.parametrize(("recognizer", "is_warned"), [("best", True), ("pocketsphinx", False)])
 def test_a_weak_recognizer_is_announced_unless_it_was_asked_for(
     recognizer: str,

@@ -92,7 +92,10 @@ def phone_error_rate(errors: Sequence[ErrorCounts]) -> Estimate:
 
 
 def choose_training(
-    manifests: Sequence[Path], minutes: float, held_out: Iterable[Utterance]
+    manifests: Sequence[Path],
+    minutes: float,
+    held_out: Iterable[Utterance],
+    columns: Mapping[str, str] | None = None,
 ) -> list[Spoken]:
     """At most so many minutes of the lists, of as many speakers as there are.
 
@@ -103,7 +106,7 @@ def choose_training(
     speakers = {utterance.speaker for utterance in held_out if utterance.speaker}
     turns: Counter[str | None] = Counter()
     ranked = []
-    for each in sorted(read_manifests(manifests), key=lambda u: rank_clip(u.id)):
+    for each in sorted(read_manifests(manifests, columns=columns), key=lambda u: rank_clip(u.id)):
         if each.speaker not in speakers:
             ranked.append((turns[each.speaker], each))
             turns[each.speaker] += 1
@@ -204,7 +207,8 @@ def plan_content(
 ) -> ContentPlan:
     """Chooses what the probes learn from; ValueError when nothing in the lists can be used."""
     manifests = config.scoring.content_train
-    train = choose_training(manifests, config.scoring.content_minutes, utterances)
+    columns, minutes = config.scoring.content_columns, config.scoring.content_minutes
+    train = choose_training(manifests, minutes, utterances, columns)
     if not train:
         raise ValueError(
             f"content: {', '.join(map(str, manifests))} has no recording of at most "

@@ -118,6 +118,9 @@ def _evaluate(
     workspace = Workspace(output)
     found = read_manifests(config.manifests, columns=config.columns)
     listed = choose_clips(found, config.protocol, config.num_clips)
+    unknown = sorted(set(config.played) - {utterance.id for utterance in listed})
+    if unknown:
+        raise ValueError(f"played: clip {unknown[0]!r} is not among the clips that are evaluated")
     lost = prepare_originals(listed, workspace, partial(progress, "originals"))
     utterances = [u for u in listed if u.id not in lost]
     if not utterances:

@@ -30,13 +30,15 @@ class ScoringConfig(Record):
     """Choices that change scores.
 
     Models are names that `load_recognizer` and `load_speaker_model` know; `utmos` is a TorchScript
-    file. The probe of codes learns from at most `content_minutes` of the lists `content_train`.
+    file. The probe of codes learns from at most `content_minutes` of the lists `content_train`,
+    whose columns have the names `content_columns`.
     """
 
     recognizer: str = BEST
     speaker_model: str = "resemblyzer"
     utmos: Path | None = None
     content_train: tuple[Path, ...] = ()
+    content_columns: dict[str, str] = Field(default_factory=dict)
     content_minutes: float = Field(60.0, gt=0)
     device: str = "cpu"
 
