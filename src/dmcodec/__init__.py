@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dmcodec.audio import AudioError, read_audio, resample, write_audio
+    from dmcodec.codec.card import Card
     from dmcodec.codec.model import Codec, CodecConfig, Encoded, load
     from dmcodec.codec.published import load_published
     from dmcodec.tokens.bitstream import BitstreamError, Header, dumps, loads
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = [
     "AudioError",
     "BitstreamError",
+    "Card",
     "Codec",
     "CodecConfig",
     "Encoded",
@@ -38,6 +40,7 @@ __all__ = [
 
 _HOMES = {
     "dmcodec.audio": ("AudioError", "read_audio", "resample", "write_audio"),
+    "dmcodec.codec.card": ("Card",),
     "dmcodec.codec.model": ("Codec", "CodecConfig", "Encoded", "load"),
     "dmcodec.codec.published": ("load_published",),
     "dmcodec.tokens.bitstream": ("BitstreamError", "Header", "dumps", "loads"),

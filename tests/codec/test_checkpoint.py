@@ -240,28 +240,6 @@ def test_hub_codec_is_read_from_its_local_copy(folder, codec, monkeypatch):
     assert loaded.fingerprint() == codec.fingerprint()
 
 
-def test_push_to_hub_uploads_what_save_pretrained_writes(codec, monkeypatch, tmp_path):
-    calls = []
-
-    class FakeApi:
-        def create_repo(self, repo_id, *, private, exist_ok):
-            calls.append((repo_id, private, exist_ok))
-            return f"https://hub/{repo_id}"
-
-        def upload_folder(self, *, repo_id, folder_path):
-            loaded = Codec.from_pretrained(folder_path)
-            calls.append((repo_id, loaded.fingerprint()))
-            shutil.copy(Path(folder_path) / "README.md", tmp_path)
-
-    monkeypatch.setattr(huggingface_hub, "HfApi", FakeApi)
-
-    address = codec.push_to_hub("someone/codec", private=True, card="# Card\n")
-
-    assert address == "https://hub/someone/codec"
-    assert calls == [("someone/codec", True, True), ("someone/codec", codec.fingerprint())]
-    assert (tmp_path / "README.md").read_text() == "# Card\n"
-
-
 def test_load_takes_a_folder_or_says_that_no_model_is_bundled(codec, folder, monkeypatch, tmp_path):
     assert load(folder).fingerprint() == codec.fingerprint()
 

@@ -5,7 +5,6 @@ layouts are read by published.py.
 """
 
 import json
-import tempfile
 from collections.abc import Mapping
 from hashlib import blake2b
 from pathlib import Path
@@ -16,6 +15,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor
 
+from dmcodec.audio import write_audio
+from dmcodec.codec.card import card_text
 from dmcodec.codec.network import CodecConfig, CodecNetwork
 from dmcodec.config import build_record, parse_json
 from dmcodec.storage import replace_together, write_whole
@@ -35,7 +36,12 @@ class CheckpointError(ValueError):
 
 
 def save_pretrained(
-    codec: CodecNetwork, folder: Path, *, dtype: torch.dtype, card: str | None
+    codec: CodecNetwork,
+    folder: Path,
+    *,
+    dtype: torch.dtype,
+    card: str | None,
+    sounds: Mapping[str, Tensor] | None = None,
 ) -> None:
     """Writes the codec's folder; weights and config appear together, and know each other.
 
@@ -44,6 +50,7 @@ def save_pretrained(
         folder: made if missing; files of the same names are replaced.
         dtype: of floating-point weights on disk; float16 halves the size.
         card: text of README.md; None leaves an existing card, or writes a short one.
+        sounds: name of a file -> waveform [T]: what the card plays.
 
     Raises ValueError for a dtype that is not floating, and for weights that are NaN or infinite,
     be it that they do not fit the dtype.
@@ -62,7 +69,10 @@ def save_pretrained(
         write_whole(aside / CONFIG_NAME, json.dumps(config, indent=2) + "\n")
         write_whole(aside / WEIGHTS_NAME, weights)
         if card is not None or not (folder / CARD_NAME).exists():
-            write_whole(aside / CARD_NAME, card if card is not None else _short_card(codec))
+            text = card if card is not None else card_text(codec, None, folder.resolve().name)
+            write_whole(aside / CARD_NAME, text)
+        for name, waveform in (sounds or {}).items():
+            write_audio(aside / name, waveform.numpy(), codec.config.sample_rate)
 
 
 def load_pretrained(
@@ -220,15 +230,13 @@ def _check_same_codec(weights: Path, config: Path) -> None:
         )
 
 
-def push_to_hub(codec: CodecNetwork, repo_id: str, *, private: bool, card: str | None) -> str:
-    """Uploads the codec's folder to the Hub, as the user who is logged in; gives its address."""
+def upload_folder(repo_id: str, folder: Path, *, private: bool) -> str:
+    """Uploads a codec's folder to the Hub, as the user who is logged in; gives its address."""
     from huggingface_hub import HfApi
 
     api = HfApi()
     address = api.create_repo(repo_id, private=private, exist_ok=True)
-    with tempfile.TemporaryDirectory() as folder:
-        save_pretrained(codec, Path(folder), dtype=torch.float32, card=card)
-        api.upload_folder(repo_id=repo_id, folder_path=folder)
+    api.upload_folder(repo_id=repo_id, folder_path=folder)
     return str(address)
 
 
@@ -259,13 +267,3 @@ def _download(repo_id: str, revision: str | None) -> Path:
             f" give it either ({type(error).__name__}). Check the name, log in for private ones,"
             f" or offline fetch {CONFIG_NAME} and {WEIGHTS_NAME} into a folder and name that"
         ) from error
-
-
-def _short_card(codec: CodecNetwork) -> str:
-    config = codec.config
-    return (
-        "---\nlibrary_name: dmcodec\ntags: [audio-codec, speech]\n---\n\n"
-        f"# Speech codec\n\n{config.quantizer.num_codebooks} x {config.quantizer.codebook_size} "
-        f"codes, {config.frame_rate:g} frames/s, {config.bitrate_kbps:g} kbps at "
-        f"{config.sample_rate} Hz. Load with `dmcodec.Codec.from_pretrained(...)`.\n"
-    )

@@ -3,6 +3,7 @@
 The network is in network.py.
 """
 
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from numbers import Integral
@@ -14,7 +15,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dmcodec.codec.checkpoint import load_bundled, load_pretrained, push_to_hub, save_pretrained
+from dmcodec.codec.card import Card, card_text, sample_file
+from dmcodec.codec.checkpoint import (
+    CARD_NAME,
+    load_bundled,
+    load_pretrained,
+    save_pretrained,
+    upload_folder,
+)
 from dmcodec.codec.conv import ceil_div
 from dmcodec.codec.fast import Inference
 from dmcodec.codec.inputs import Audio, to_waveforms
@@ -201,14 +209,52 @@ class Codec(CodecNetwork):
         return load_pretrained(cls, folder_or_id, revision=revision)
 
     def save_pretrained(
-        self, folder: str | Path, *, dtype: torch.dtype = torch.float32, card: str | None = None
+        self,
+        folder: str | Path,
+        *,
+        dtype: torch.dtype = torch.float32,
+        card: str | Card | None = None,
     ) -> None:
-        """Writes config.json, model.safetensors and README.md (the card) into a folder."""
-        save_pretrained(self, Path(folder), dtype=dtype, card=card)
+        """Writes config.json, model.safetensors and README.md (the card) into a folder.
 
-    def push_to_hub(self, repo_id: str, *, private: bool = False, card: str | None = None) -> str:
+        Args:
+            folder: made if missing; files of the same names are replaced.
+            dtype: of floating-point weights on disk; float16 halves the size.
+            card: the text, or what the text is to hold, with samples to hear; None leaves an
+                existing card, or writes a short one.
+
+        Raises ValueError for a dtype that is not floating, and for weights that do not fit it.
+        """
+        self._save(Path(folder), dtype, card, Path(folder).resolve().name, "")
+
+    def push_to_hub(
+        self, repo_id: str, *, private: bool = False, card: str | Card | None = None
+    ) -> str:
         """Uploads what `save_pretrained` writes to the Hugging Face Hub; gives the address."""
-        return push_to_hub(self, repo_id, private=private, card=card)
+        from huggingface_hub import hf_hub_url
+
+        # The Hub shows a card at another address than that of the files beside it.
+        beside = hf_hub_url(repo_id, CARD_NAME).removesuffix(CARD_NAME)
+        with tempfile.TemporaryDirectory() as folder:
+            self._save(Path(folder), torch.float32, card, repo_id, beside)
+            return upload_folder(repo_id, Path(folder), private=private)
+
+    def _save(
+        self, folder: Path, dtype: torch.dtype, card: str | Card | None, name: str, address: str
+    ) -> None:
+        """The folder, under the name that `from_pretrained` will be given."""
+        sounds = {}
+        if isinstance(card, Card):
+            for sample, audio in card.samples.items():
+                original = to_waveforms(audio, None, self.config.sample_rate)[0]
+                sounds[sample_file(sample, None)] = original.cpu()
+                encoded = self.encode(original)
+                for books in card.books_heard(self):
+                    decoded = self.decode(encoded, num_codebooks=books)
+                    sounds[sample_file(sample, books)] = decoded[0].cpu()
+        if isinstance(card, Card) or (card is None and address):
+            card = card_text(self, card, name, address)
+        save_pretrained(self, folder, dtype=dtype, card=card, sounds=sounds)
 
     def _encode_together(
         self, waveforms: list[Tensor], num_codebooks: int | None, search_width: int
