@@ -52,6 +52,14 @@ def test_batch_of_mixed_lengths_gives_the_codes_of_its_items(singles, batch):
         assert torch.equal(batch.item(row), single.codes[0])
 
 
+def test_codes_are_laid_out_as_those_of_mimi_and_dac(singles, batch):
+    found = batch.as_transformers()
+
+    for row, single in enumerate(singles):
+        heard = found["padding_mask"][row].bool()
+        assert torch.equal(found["audio_codes"][row][:, heard], single.codes[0])
+
+
 def test_codes_are_zero_beyond_an_item(singles, batch):
     for row, single in enumerate(singles):
         assert not batch.codes[row, :, single.codes.shape[-1] :].any()

@@ -69,6 +69,16 @@ class Encoded:
         """Number of waveforms, B."""
         return len(self.lengths)
 
+    def as_transformers(self) -> dict[str, Tensor]:
+        """The codes as the codecs of Hugging Face's transformers name and lay them out.
+
+        `audio_codes` [B, K, L] is what Mimi's and DAC's `encode` give (EnCodec's have an axis of
+        chunks before: `audio_codes[None]`), `padding_mask` [B, L] is 1 in each item's frames.
+        """
+        places = torch.arange(self.codes.shape[-1], device=self.codes.device)
+        mask = places < self.lengths.to(self.codes.device)[:, None]  # [B, L]
+        return {"audio_codes": self.codes, "padding_mask": mask.long()}
+
     def item(self, index: int) -> Tensor:
         """The codes of one waveform without padding, [K, L_i]."""
         return self.codes[index, :, : int(self.lengths[index])]
