@@ -11,12 +11,13 @@ from tests.codec.test_quantizer import LargestTensor
 from tests.codec.test_streaming import make_codec as make_causal_codec
 from torch import Tensor
 
-from dmcodec import numpy_search
 from dmcodec.codec import search as search_module
+from dmcodec.codec import search_limits
 from dmcodec.codec.long import encode_long
 from dmcodec.codec.quantizer import QuantizerConfig, ResidualQuantizer
 from dmcodec.codec.streaming import StreamEncoder, StreamState
-from dmcodec.windows import encode_windows
+from dmcodec.export.numpy_search import BookSearch as NumpySearch
+from dmcodec.export.windows import encode_windows
 
 
 def make_quantizer(
@@ -152,7 +153,7 @@ def test_products_and_tables_give_the_same_codes(monkeypatch: pytest.MonkeyPatch
     quantizer, latents = make_quantizer(4, 16, 8), make_latents(50, 8)
     with_tables = quantizer.encode(latents, search_width=4)
 
-    monkeypatch.setattr(numpy_search, "MAX_TABLE_BYTES", 4 * 6 * 16**2 - 1)
+    monkeypatch.setattr(search_limits, "MAX_TABLE_BYTES", 4 * 6 * 16**2 - 1)
     copy = make_quantizer(4, 16, 8)
 
     assert torch.equal(copy.encode(latents, search_width=4), with_tables)
@@ -168,9 +169,9 @@ def test_numpy_gives_the_codes_of_torch(
 ) -> None:
     quantizer, latents = make_quantizer(4, codebook_size, 8), make_latents(50, 8)
     expected = quantizer.encode(latents, 3, search_width=width)[0].t().numpy()
-    search = numpy_search.BookSearch(quantizer.codebooks.numpy())
+    search = NumpySearch(quantizer.codebooks.numpy())
     search.has_tables = has_tables
-    monkeypatch.setattr(numpy_search, "MAX_BLOCK_FRAMES", 7)
+    monkeypatch.setattr(search_limits, "MAX_BLOCK_FRAMES", 7)
 
     codes = search(latents[0].t().numpy(), 3, width)
 
@@ -190,7 +191,7 @@ def test_changed_books_are_searched_as_they_are() -> None:
 
 def test_memory_does_not_grow_with_the_number_of_frames(monkeypatch: pytest.MonkeyPatch) -> None:
     quantizer, width = make_quantizer(3, 16, 8), 8
-    monkeypatch.setattr(numpy_search, "BLOCK_FLOATS", 4 * width * 16)
+    monkeypatch.setattr(search_limits, "BLOCK_FLOATS", 4 * width * 16)
     quantizer.encode(make_latents(1, 8), search_width=width)  # makes the tables
 
     with LargestTensor() as largest:
