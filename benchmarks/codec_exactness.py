@@ -22,9 +22,9 @@ from torch import Tensor
 
 from dmcodec.codec.long import decode_long, encode_long
 from dmcodec.codec.model import Codec
-from dmcodec.manifest import read_manifest
-from dmcodec.onnx_codec import OnnxCodec
-from dmcodec.sources import read_utterance
+from dmcodec.corpus.manifest import read_manifest
+from dmcodec.corpus.sources import read_utterance
+from dmcodec.export.onnx_codec import OnnxCodec
 
 BATCH_SIZE = 8
 

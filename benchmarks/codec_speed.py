@@ -32,7 +32,7 @@ from dmcodec.audio import read_audio
 from dmcodec.codec.conv import add_weight_norm
 from dmcodec.codec.long import decode_long, encode_long
 from dmcodec.codec.model import Codec, CodecConfig, Encoded, load
-from dmcodec.windows import encode_windows
+from dmcodec.export.windows import encode_windows
 
 # (seconds, items in the batch)
 LOADS = ((1, 1), (10, 1), (60, 1), (10, 8))

@@ -23,12 +23,12 @@ from torch import Tensor
 
 from dmcodec.codec.model import Codec
 from dmcodec.codec.search import BookSearch
+from dmcodec.corpus.manifest import read_manifest
+from dmcodec.corpus.sources import read_utterance
 from dmcodec.evaluation.protocols import choose_clips
-from dmcodec.manifest import read_manifest
 from dmcodec.metrics.codes import book_statistics
 from dmcodec.metrics.intelligibility import stoi
 from dmcodec.metrics.opinion import pesq_wb
-from dmcodec.sources import read_utterance
 
 TIMED_FRAMES = 1000
 Encode = Callable[[Tensor], Tensor]

@@ -31,10 +31,10 @@ import torch
 from codec_speed import load_codec
 
 from dmcodec.audio import SAMPLE_RATE
-from dmcodec.manifest import Utterance, read_manifest
-from dmcodec.sources import measure
-from dmcodec.tokens.cluster import Cluster
-from dmcodec.tokens.corpus import describe_corpus, tokenize
+from dmcodec.corpus.manifest import Utterance, read_manifest
+from dmcodec.corpus.sources import measure
+from dmcodec.tokenize.cluster import Cluster
+from dmcodec.tokenize.job import describe_corpus, tokenize
 
 # Name -> threads of this process, Ray workers of one thread each (0: without Ray).
 WAYS = {

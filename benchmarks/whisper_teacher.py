@@ -15,10 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dmcodec.manifest import read_manifests
+from dmcodec.corpus.manifest import read_manifests
+from dmcodec.corpus.sources import read_utterance
 from dmcodec.pretrained.models import find_model
 from dmcodec.pretrained.whisper import FRAME_SAMPLES, encoder_states, load_whisper, log_mel
-from dmcodec.sources import read_utterance
 
 _SECOND = 50  # frames
 

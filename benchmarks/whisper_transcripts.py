@@ -19,12 +19,12 @@ from ctranslate2 import StorageView
 from faster_whisper import WhisperModel
 
 from dmcodec.audio import Waveform
-from dmcodec.manifest import read_manifests
+from dmcodec.corpus.manifest import read_manifests
+from dmcodec.corpus.sources import read_utterance
 from dmcodec.metrics.recognizers import load_recognizer
 from dmcodec.metrics.words import make_normalizer
 from dmcodec.pretrained.models import find_model
 from dmcodec.pretrained.whisper import load_processor
-from dmcodec.sources import read_utterance
 
 _RATE = 16_000
 

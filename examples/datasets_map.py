@@ -19,7 +19,7 @@ from typing import Any
 from datasets import Audio, Dataset, Features, List, Value, load_dataset, load_from_disk
 
 import dmcodec
-from dmcodec.manifest import read_manifests
+from dmcodec.corpus.manifest import read_manifests
 
 
 class AddCodes:

@@ -25,8 +25,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import HubertConfig, HubertModel, Wav2Vec2FeatureExtractor
 
-from dmcodec.manifest import read_manifest
-from dmcodec.sources import read_utterance
+from dmcodec.corpus.manifest import read_manifest
+from dmcodec.corpus.sources import read_utterance
 from dmcodec.spectral import Mel, mel_filterbank
 
 SAMPLE_RATE = 16_000

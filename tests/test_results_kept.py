@@ -22,8 +22,8 @@ from dmcodec.codec.model import Codec, CodecConfig
 from dmcodec.codec.quantizer import QuantizerConfig
 from dmcodec.codec.seanet import SEANetConfig
 from dmcodec.storage import lock_folder
+from dmcodec.tokenize.pipeline import Speed
 from dmcodec.tokens.bitstream import loads
-from dmcodec.tokens.pipeline import Speed
 
 
 @pytest.fixture(scope="module")

@@ -18,13 +18,13 @@ import torch
 from pydantic import Field, model_validator
 
 from dmcodec.config import Record, load_config, parse_json
+from dmcodec.corpus.manifest import read_manifests
 from dmcodec.evaluation.about import EvaluationConfig
 from dmcodec.evaluation.rows import Row, components
 from dmcodec.evaluation.run import Evaluation, evaluate
 from dmcodec.evaluation.scoring import check_models
 from dmcodec.evaluation.statistics import Bootstrap, ratio
 from dmcodec.evaluation.summary import Summary
-from dmcodec.manifest import read_manifests
 from dmcodec.metrics.measure import BEST, ScoringConfig
 from dmcodec.metrics.registry import GROUPS, MEASURES
 from dmcodec.packages import import_package

@@ -15,7 +15,7 @@ from dmcodec.tokens.bitstream import Maker, dumps, loads, make_header, silence_l
 
 
 class Engine(Maker, Protocol):
-    """A codec that runs: `codec.engine.TorchCodec` or `onnx_codec.OnnxCodec`."""
+    """A codec that runs: `codec.engine.TorchCodec` or `export.onnx_codec.OnnxCodec`."""
 
     def encode_parts(
         self,

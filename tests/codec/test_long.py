@@ -17,7 +17,7 @@ from dmcodec.codec.model import Codec, CodecConfig
 from dmcodec.codec.quantizer import QuantizerConfig
 from dmcodec.codec.seanet import SEANetConfig
 from dmcodec.codec.spectral_decoder import SpectralConfig
-from dmcodec.windows import encode_windows
+from dmcodec.export.windows import encode_windows
 
 
 def make_codec(

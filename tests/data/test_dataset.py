@@ -10,8 +10,8 @@ import torch
 from pydantic import ValidationError
 
 from dmcodec.audio import AudioError, read_audio, remove_dc, write_audio
+from dmcodec.corpus.manifest import Utterance
 from dmcodec.data.dataset import DataConfig, SegmentDataset
-from dmcodec.manifest import Utterance
 
 SEGMENT_SAMPLES = 3_200
 

@@ -5,10 +5,10 @@ import pytest
 import torch
 
 from dmcodec.audio import write_audio
+from dmcodec.corpus.manifest import Utterance
 from dmcodec.data.dataset import DataConfig, SegmentDataset
 from dmcodec.data.features import TeacherStores
 from dmcodec.data.loader import make_train_loader
-from dmcodec.manifest import Utterance
 from dmcodec.teachers.alignment import FeatureTrack, Word
 from dmcodec.teachers.store import (
     FeatureStore,

@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dmcodec.audio import AudioError, remove_dc, write_audio
+from dmcodec.corpus.manifest import Utterance
 from dmcodec.data.dataset import DataConfig, SegmentDataset
 from dmcodec.data.loader import SegmentBatch, make_train_loader, validation_clips
-from dmcodec.manifest import Utterance
 
 
 def make_waveform(num_samples: int, seed: int) -> np.ndarray:

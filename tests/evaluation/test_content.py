@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from dmcodec.audio import write_audio
+from dmcodec.corpus.manifest import read_manifest
 from dmcodec.evaluation.about import EvaluationConfig
 from dmcodec.evaluation.content import choose_training, pronounce_all
 from dmcodec.evaluation.run import evaluate
-from dmcodec.manifest import read_manifest
 from dmcodec.metrics import probe
 from dmcodec.metrics.measure import Unmeasurable
 from dmcodec.metrics.phones import PhoneAligner

@@ -2,8 +2,8 @@ from pathlib import Path
 
 import pytest
 
+from dmcodec.corpus.manifest import Utterance
 from dmcodec.evaluation.protocols import choose_clips, hash_clips
-from dmcodec.manifest import Utterance
 
 
 def make(count: int, prefix: str = "") -> list[Utterance]:

@@ -7,11 +7,11 @@ import pytest
 import soundfile
 
 from dmcodec.audio import read_audio, write_audio
+from dmcodec.corpus.manifest import Utterance, read_manifest
 from dmcodec.evaluation.execution import HereExecutor
 from dmcodec.evaluation.reconstruct import SystemRun, fit_length, prepare_originals, run_system
 from dmcodec.evaluation.storage import Workspace
 from dmcodec.evaluation.systems import ORIGINAL, parse_systems
-from dmcodec.manifest import Utterance, read_manifest
 
 
 def ignore(done: int, total: int) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from dmcodec.corpus.manifest import Utterance
 from dmcodec.evaluation.about import EvaluationConfig
 from dmcodec.evaluation.rows import Row, WordContext, components, make_row
 from dmcodec.evaluation.statistics import Bootstrap
@@ -24,7 +25,6 @@ from dmcodec.evaluation.summary import (
 )
 from dmcodec.evaluation.systems import ORIGINAL, SystemFacts
 from dmcodec.evaluation.tables import books_table, missing_notes, to_csv, to_markdown
-from dmcodec.manifest import Utterance
 from dmcodec.metrics.codes import book_statistics
 from dmcodec.metrics.registry import MEASURES
 

@@ -10,7 +10,7 @@ import pytest
 from tests.teachers.conftest import speech_like
 
 from dmcodec.audio import read_audio, remove_dc, write_audio
-from dmcodec.manifest import Utterance
+from dmcodec.corpus.manifest import Utterance
 from dmcodec.teachers.extract import CodecFrames, build_teacher, extract, teacher_settings
 from dmcodec.teachers.speech import SpeechTeacherConfig
 from dmcodec.teachers.store import FeatureStore, StoreError, list_shards

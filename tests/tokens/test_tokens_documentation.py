@@ -6,8 +6,8 @@ import pytest
 
 from dmcodec.audio import write_audio
 from dmcodec.codec.model import Codec, CodecConfig
-from dmcodec.manifest import read_manifest
-from dmcodec.tokens.corpus import describe_corpus, tokenize
+from dmcodec.corpus.manifest import read_manifest
+from dmcodec.tokenize.job import describe_corpus, tokenize
 
 TOKENS_MD = Path(__file__).parents[2] / "docs" / "tokens.md"
 

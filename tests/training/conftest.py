@@ -10,9 +10,9 @@ from accelerate.state import AcceleratorState
 
 from dmcodec.audio import write_audio
 from dmcodec.config import load_config
+from dmcodec.corpus.manifest import read_manifests
 from dmcodec.data.dataset import SegmentDataset
 from dmcodec.data.loader import SegmentBatch, make_train_loader
-from dmcodec.manifest import read_manifests
 from dmcodec.training.experiment import Experiment
 from dmcodec.training.loop import train
 from dmcodec.training.state import TrainingState, new_state

@@ -13,10 +13,10 @@ from dmcodec.codec.model import Codec, CodecConfig
 from dmcodec.codec.network import CodecOutput
 from dmcodec.codec.quantizer import QuantizerConfig
 from dmcodec.codec.seanet import SEANetConfig
+from dmcodec.corpus.manifest import read_manifest
 from dmcodec.data.dataset import DataConfig, SegmentDataset
 from dmcodec.data.loader import SegmentBatch, ValidationClip, make_train_loader
 from dmcodec.losses.distillation import dimension_cosine_loss, frame_cosine_loss
-from dmcodec.manifest import read_manifest
 from dmcodec.teachers.alignment import FeatureTrack, Word
 from dmcodec.teachers.extract import CodecFrames, teacher_settings
 from dmcodec.teachers.speech import SpeechTeacherConfig

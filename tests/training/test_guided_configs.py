@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from tests.training.test_configs import SMALL
 
-from dmcodec.manifest import read_manifests
+from dmcodec.corpus.manifest import read_manifests
 from dmcodec.teachers.alignment import FeatureTrack
 from dmcodec.teachers.extract import CodecFrames, teacher_settings
 from dmcodec.teachers.store import StoredUtterance, StoreInfo, create_store, write_shard

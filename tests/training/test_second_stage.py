@@ -8,10 +8,10 @@ from torch import Tensor
 
 from dmcodec.codec.model import Codec
 from dmcodec.config import ConfigError
+from dmcodec.corpus.manifest import read_manifest
+from dmcodec.corpus.sources import read_utterance
 from dmcodec.data.dataset import SegmentDataset
-from dmcodec.manifest import read_manifest
-from dmcodec.sources import read_utterance
-from dmcodec.tokens.corpus import describe_corpus, tokenize
+from dmcodec.tokenize.job import describe_corpus, tokenize
 from dmcodec.training.loop import train
 from dmcodec.training.state import new_state
 

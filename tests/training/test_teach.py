@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from dmcodec.cli import app
 from dmcodec.config import ConfigError
-from dmcodec.manifest import read_manifests
+from dmcodec.corpus.manifest import read_manifests
 from dmcodec.teachers.store import FeatureStore
 from dmcodec.teachers.words import read_word_times
 from dmcodec.training.loop import train

@@ -304,8 +304,8 @@ def _find_speech(
     inputs: Sequence[Path], columns: dict[str, str], on_problem: Callable[[str], None]
 ) -> tuple[list[Path], dict[Path, str]]:
     """Sound files of files, folders and manifests; those of manifests with their ids."""
-    from dmcodec.manifest import read_manifests
-    from dmcodec.manifest_kinds import is_manifest
+    from dmcodec.corpus.kinds import is_manifest
+    from dmcodec.corpus.manifest import read_manifests
     from dmcodec.paths import find_inputs
 
     manifests = [path for path in inputs if is_manifest(path)]

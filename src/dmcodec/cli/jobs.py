@@ -27,8 +27,8 @@ from dmcodec.cli.terminal import complain, plain_console, printable, say, show_l
 from dmcodec.processes import MAX_WORKERS
 
 if TYPE_CHECKING:
+    from dmcodec.corpus.manifest import Utterance
     from dmcodec.evaluation.summary import Summary
-    from dmcodec.manifest import Utterance
 
 TrainingDevice = Annotated[str, typer.Option(help="auto (a GPU where there is one), cpu or cuda.")]
 
@@ -169,10 +169,10 @@ def tokenize(  # noqa: PLR0913 (one for each flag)
 
     from dmcodec.audio import seconds_to_samples
     from dmcodec.codec.precision import check_precision
-    from dmcodec.tokens.cluster import Cluster
-    from dmcodec.tokens.corpus import describe_corpus
-    from dmcodec.tokens.corpus import tokenize as tokenize_corpus
-    from dmcodec.tokens.pipeline import Speed
+    from dmcodec.tokenize.cluster import Cluster
+    from dmcodec.tokenize.job import describe_corpus
+    from dmcodec.tokenize.job import tokenize as tokenize_corpus
+    from dmcodec.tokenize.pipeline import Speed
 
     if batch_seconds is None:
         batch_seconds = 16.0 if device == "cpu" else 400.0
@@ -237,7 +237,7 @@ def _read_listed(
     manifests: Sequence[Path], columns: list[str] | None
 ) -> tuple[list["Utterance"], list[str]]:
     """The utterances of manifests, and what of them could not be read, which is shown."""
-    from dmcodec.manifest import read_manifests
+    from dmcodec.corpus.manifest import read_manifests
 
     problems: list[str] = []
     utterances = read_manifests(

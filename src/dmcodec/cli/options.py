@@ -146,7 +146,7 @@ def open_engine(
         from dmcodec.codec.engine import TorchCodec
 
         return TorchCodec(load_codec(model, device, precision, threads))
-    from dmcodec.onnx_codec import OnnxCodec
+    from dmcodec.export.onnx_codec import OnnxCodec
 
     if (device, precision) != ("cpu", "float32"):
         raise CommandError("--backend onnx is float32 on the CPU: leave out --device, --precision")

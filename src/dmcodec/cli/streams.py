@@ -247,7 +247,8 @@ def export(
     `dmcodec encode --backend onnx --model DIR` and `decode` use the files without torch.
     """
     from dmcodec.codec.model import load
-    from dmcodec.export import export_onnx, measure_export
+    from dmcodec.export.comparison import measure_export
+    from dmcodec.export.networks import export_onnx
 
     if format != "onnx":
         raise CommandError(f"--format {format!r}: can export to onnx only")

@@ -23,8 +23,8 @@ from dmcodec.codec.lstm import State, is_lstm_stepped, run_layers, single_direct
 from dmcodec.codec.network import CodecNetwork
 from dmcodec.codec.precision import check_weights, computing_in
 from dmcodec.codec.seanet import Encoder
+from dmcodec.codec.search_limits import check_search_width
 from dmcodec.codec.spectral_decoder import SpectralDecoder
-from dmcodec.numpy_search import check_search_width
 
 CHUNK_FRAMES = 500
 """Frames of a piece: 10 s for the paper's codec."""

@@ -30,7 +30,7 @@ from dmcodec.codec.long import decode_long, encode_long
 from dmcodec.codec.network import CodecConfig as CodecConfig  # with `Codec` and `Encoded` for users
 from dmcodec.codec.network import CodecNetwork, check_lengths
 from dmcodec.codec.precision import check_weights, computing_in
-from dmcodec.numpy_search import check_search_width
+from dmcodec.codec.search_limits import check_search_width
 
 Codes = Tensor | np.ndarray | Sequence[object]
 """[B, K, L] or [K, L] integers, as users have them."""

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from dmcodec.codec.conv import length_mask
 from dmcodec.codec.precision import computing_in
 from dmcodec.codec.search import BookSearch
+from dmcodec.codec.search_limits import check_search_width
 from dmcodec.config import Record
-from dmcodec.numpy_search import check_search_width
 
 
 class QuantizerConfig(Record):

@@ -18,8 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dmcodec.codec.search_limits import choose_group_size, count_block_frames, fits_tables
 from dmcodec.codec.threads import in_threads
-from dmcodec.numpy_search import choose_group_size, count_block_frames, fits_tables
 
 
 class BookSearch:
@@ -39,7 +39,7 @@ class BookSearch:
 
         They are the best for the sum of these books: with a width above 1 not the first columns of
         the codes of more. Where `width` leaves nothing out, no codes are nearer. Frames do not see
-        each other. Memory: the tables, and a few blocks of `numpy_search.BLOCK_FLOATS` a thread.
+        each other. Memory: the tables, and a few blocks of `search_limits.BLOCK_FLOATS` a thread.
         """
         blocks = vectors.split(count_block_frames(width, self.size))  # type: ignore[no-untyped-call]
         search = partial(self._search_block, num_books=num_books, width=width)

@@ -20,10 +20,10 @@ from torch.utils.data import Dataset
 
 from dmcodec.audio import MAX_SAMPLE_RATE, SAMPLE_RATE, Waveform, remove_dc, samples_to_seconds
 from dmcodec.config import Record
+from dmcodec.corpus.lines import Columns
+from dmcodec.corpus.manifest import Utterance
+from dmcodec.corpus.sources import measure, read_utterance
 from dmcodec.data.features import SegmentGuidance, TeacherStores
-from dmcodec.manifest import Utterance
-from dmcodec.manifest_lines import Columns
-from dmcodec.sources import measure, read_utterance
 from dmcodec.tokens.shards import read_rows
 
 logger = logging.getLogger(__name__)
@@ -38,7 +38,7 @@ class DataConfig(Record):
     """Which speech is trained on, and how segments are cut from it.
 
     Attributes:
-        train_manifests: read by `dmcodec.manifest.read_manifests`.
+        train_manifests: read by `dmcodec.corpus.manifest.read_manifests`.
         valid_manifest: held-out speakers, for validation.
         columns: our keys -> names of columns that both kinds of lists have for them, as
             `--column text=sentence` of the commands; see `read_manifests`.

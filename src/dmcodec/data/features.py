@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dmcodec.manifest import Utterance
+from dmcodec.corpus.manifest import Utterance
 from dmcodec.teachers.alignment import TIME_RATE, Word
 from dmcodec.teachers.store import FeatureStore, StoreError
 

@@ -12,10 +12,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
 from dmcodec.audio import SAMPLE_RATE, remove_dc
+from dmcodec.corpus.manifest import Utterance
+from dmcodec.corpus.sources import measure, read_utterance
 from dmcodec.data.dataset import Segment, SegmentDataset
 from dmcodec.data.features import BatchGuidance, collate_guidance
-from dmcodec.manifest import Utterance
-from dmcodec.sources import measure, read_utterance
 
 
 class SegmentBatch(NamedTuple):

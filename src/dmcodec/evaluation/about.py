@@ -12,8 +12,8 @@ from typing import Literal
 from pydantic import Field
 
 from dmcodec.config import Record
+from dmcodec.corpus.manifest import Utterance
 from dmcodec.evaluation.protocols import Protocol
-from dmcodec.manifest import Utterance
 from dmcodec.metrics.measure import ScoringConfig
 from dmcodec.metrics.registry import GROUPS
 from dmcodec.metrics.words import Normalizer
@@ -29,7 +29,7 @@ _PACKAGES = (
 class EvaluationConfig(Record):
     """What to evaluate on which clips, and how.
 
-    `columns` are names of columns in the manifests (see `dmcodec.manifest.read_manifests`).
+    `columns` are names of columns in the manifests (see `dmcodec.corpus.manifest.read_manifests`).
     `systems` are `NAME=KIND:ARG` (see `systems.parse_system`); `kbps` and `delay_samples` say by
     name what a folder or command does not. `search_width` is of all codecs of ours (see
     `Codec.encode`) but those that `search_widths` names. `measures` are groups (see

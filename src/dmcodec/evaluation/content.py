@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dmcodec.audio import SAMPLE_RATE, Waveform, remove_dc, samples_to_seconds
+from dmcodec.corpus.manifest import Utterance, read_manifests
+from dmcodec.corpus.sources import measure, read_utterance
 from dmcodec.evaluation.about import EvaluationConfig
 from dmcodec.evaluation.execution import open_executor
 from dmcodec.evaluation.protocols import rank_clip
@@ -24,13 +26,11 @@ from dmcodec.evaluation.reconstruct import SystemRun, use_one_thread
 from dmcodec.evaluation.statistics import Bootstrap, Estimate, ratio
 from dmcodec.evaluation.storage import CachedScores, Sounds, Workspace, hash_file, hash_text
 from dmcodec.evaluation.systems import ORIGINAL, CodedSystem, SystemSpec, open_system
-from dmcodec.manifest import Utterance, read_manifests
 from dmcodec.metrics.measure import Unmeasurable
 from dmcodec.metrics.phones import PhoneAligner
 from dmcodec.metrics.probe import RECIPE, SpokenVectors, fill_up, phone_errors, train_probe
 from dmcodec.metrics.words import ErrorCounts
 from dmcodec.packages import package_versions
-from dmcodec.sources import measure, read_utterance
 from dmcodec.spectral import Mel, log_mel_spectrogram
 
 logger = logging.getLogger(__name__)

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from dmcodec.audio import Waveform, resample
 from dmcodec.codec.model import Codec, Encoded
+from dmcodec.codec.search_limits import check_search_width
 from dmcodec.evaluation.systems import Reconstruction, System, SystemFacts, SystemSpec
-from dmcodec.numpy_search import check_search_width
 from dmcodec.packages import import_package
 from dmcodec.pretrained.models import find_model, import_transformers, load_weights, read_config
 

@@ -4,8 +4,8 @@ from collections.abc import Callable, Sequence
 from hashlib import blake2b
 from typing import Literal
 
+from dmcodec.corpus.manifest import Utterance
 from dmcodec.evaluation.storage import hash_text
-from dmcodec.manifest import Utterance
 
 Protocol = Literal["full", "dmcodec-300"]
 

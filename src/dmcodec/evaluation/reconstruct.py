@@ -21,6 +21,8 @@ import torch
 
 from dmcodec.audio import SAMPLE_RATE, Waveform, read_audio, remove_dc, resample, write_audio
 from dmcodec.config import Record, parse_json
+from dmcodec.corpus.manifest import Utterance
+from dmcodec.corpus.sources import read_utterance
 from dmcodec.evaluation.storage import (
     SoundRecord,
     Workspace,
@@ -29,9 +31,7 @@ from dmcodec.evaluation.storage import (
     hash_waveform,
 )
 from dmcodec.evaluation.systems import ORIGINAL, System, SystemFacts, SystemSpec, open_system
-from dmcodec.manifest import Utterance
 from dmcodec.metrics.measure import is_silent
-from dmcodec.sources import read_utterance
 from dmcodec.storage import write_whole
 
 logger = logging.getLogger(__name__)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from dmcodec.corpus.manifest import Utterance, read_manifests
 from dmcodec.evaluation.about import EvaluationConfig, describe
 from dmcodec.evaluation.content import measure_content
 from dmcodec.evaluation.execution import open_executor
@@ -47,7 +48,6 @@ from dmcodec.evaluation.summary import CodesSummary, Summary, summarize
 from dmcodec.evaluation.systems import ORIGINAL, SystemSpec, parse_systems
 from dmcodec.evaluation.tables import to_csv, to_markdown
 from dmcodec.evaluation.versa import export_versa
-from dmcodec.manifest import Utterance, read_manifests
 from dmcodec.metrics.recognizers import POCKETSPHINX, resolve_recognizer
 from dmcodec.metrics.registry import GROUPS
 from dmcodec.metrics.words import make_normalizer

@@ -6,10 +6,10 @@ Reference: Shi et al. 2024, arXiv:2412.17667.
 from collections.abc import Sequence
 from pathlib import Path
 
+from dmcodec.corpus.manifest import Utterance
 from dmcodec.evaluation.rows import Row
 from dmcodec.evaluation.storage import Workspace
 from dmcodec.evaluation.systems import ORIGINAL
-from dmcodec.manifest import Utterance
 from dmcodec.storage import replace_together, write_whole
 
 

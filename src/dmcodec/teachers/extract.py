@@ -19,11 +19,11 @@ import torch
 
 from dmcodec.audio import remove_dc
 from dmcodec.config import Record
-from dmcodec.manifest import Utterance
+from dmcodec.corpus.manifest import Utterance
+from dmcodec.corpus.sources import read_utterance
 from dmcodec.pretrained.models import find_model
 from dmcodec.pretrained.whisper import model_width
 from dmcodec.processes import check_count, end_with_parent
-from dmcodec.sources import read_utterance
 from dmcodec.storage import lock_folder, write_whole
 from dmcodec.teachers.alignment import TIME_RATE, codec_grid
 from dmcodec.teachers.speech import SpeechTeacher, SpeechTeacherConfig, speech_teacher_models

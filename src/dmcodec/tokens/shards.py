@@ -1,6 +1,6 @@
 """Parquet shards of tokens and the record that describes them: written and read without torch.
 
-docs/tokens.md describes the columns. How shards are made is in corpus.py.
+docs/tokens.md describes the columns. How shards are made is in tokenize/.
 """
 
 import io

@@ -24,10 +24,10 @@ from torch import Tensor
 
 from dmcodec.audio import samples_to_seconds
 from dmcodec.codec.model import Codec
+from dmcodec.corpus.manifest import read_manifests
+from dmcodec.corpus.sources import read_utterance
 from dmcodec.data.dataset import SegmentDataset
 from dmcodec.data.loader import make_train_loader
-from dmcodec.manifest import read_manifests
-from dmcodec.sources import read_utterance
 from dmcodec.storage import is_unused, lock_folder
 from dmcodec.training.checkpoint import (
     export_codec,

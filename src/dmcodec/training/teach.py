@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from dmcodec.manifest import read_manifests
+from dmcodec.corpus.manifest import read_manifests
 from dmcodec.storage import open_whole
 from dmcodec.teachers.alignment import TIME_RATE
 from dmcodec.teachers.extract import CodecFrames, ExtractionSummary, extract

@@ -16,13 +16,13 @@ from accelerate.utils import gather_object
 from dmcodec.audio import Waveform
 from dmcodec.codec.model import Codec, WaveformError
 from dmcodec.codec.quantizer import LatentsError
+from dmcodec.corpus.manifest import Utterance, read_manifests
+from dmcodec.corpus.sources import find_source
 from dmcodec.data.loader import ValidationClip, validation_clips
-from dmcodec.manifest import Utterance, read_manifests
 from dmcodec.metrics.intelligibility import stoi
 from dmcodec.metrics.measure import Unmeasurable
 from dmcodec.metrics.opinion import pesq_wb
 from dmcodec.metrics.signal import log_mel, mel_distance
-from dmcodec.sources import find_source
 from dmcodec.training.experiment import Experiment
 from dmcodec.training.guidance import Guidance
 from dmcodec.training.state import TrainingState, unwrapped

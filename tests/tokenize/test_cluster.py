@@ -1,12 +1,12 @@
 from pathlib import Path
 
 import pytest
-from tests.tokens.conftest import contents
+from tests.tokenize.conftest import contents
 
 from dmcodec.codec.model import Codec
-from dmcodec.manifest import Utterance, read_manifest
-from dmcodec.tokens.cluster import Cluster, share_cores
-from dmcodec.tokens.corpus import JobSummary, describe_corpus, tokenize
+from dmcodec.corpus.manifest import Utterance, read_manifest
+from dmcodec.tokenize.cluster import Cluster, share_cores
+from dmcodec.tokenize.job import JobSummary, describe_corpus, tokenize
 from dmcodec.tokens.shards import CorpusInfo
 
 pytest.importorskip("pyarrow", reason="shards are Parquet: pip install 'dmcodec[data]'")

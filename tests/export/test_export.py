@@ -22,8 +22,9 @@ from dmcodec.codec.spectral_decoder import SpectralConfig
 pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
-from dmcodec.export import export_onnx, measure_export
-from dmcodec.onnx_codec import BOOKS_NAME, OnnxCodec
+from dmcodec.export.comparison import measure_export
+from dmcodec.export.networks import export_onnx
+from dmcodec.export.onnx_codec import BOOKS_NAME, OnnxCodec
 from dmcodec.tokens.bitstream import loads
 
 
@@ -133,8 +134,8 @@ def test_long_sound_in_windows_equals_the_whole(
     sound = exported.decode(whole, num_samples)
     blocks = np.split(waveform, sorted(rng.integers(0, num_samples + 1, 3)))
     # Random weights forget within a few frames; a trained codec's windows are 10 s wide.
-    monkeypatch.setattr("dmcodec.onnx_codec.WINDOW_FRAMES", 10)
-    monkeypatch.setattr("dmcodec.onnx_codec.CONTEXT_FRAMES", 30)
+    monkeypatch.setattr("dmcodec.export.onnx_codec.WINDOW_FRAMES", 10)
+    monkeypatch.setattr("dmcodec.export.onnx_codec.CONTEXT_FRAMES", 30)
 
     codes, counted = exported.encode_parts(blocks, num_codebooks=2)
     decoded = np.concatenate(list(exported.decode_parts(whole, num_samples)))
@@ -282,7 +283,8 @@ def test_interrupted_export_leaves_the_older_one_whole(
     def stop(*arguments: object) -> str:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("dmcodec.export.hash_part", stop)  # both networks are written by then
+    # Both networks are written by then.
+    monkeypatch.setattr("dmcodec.export.networks.hash_part", stop)
     with pytest.raises(KeyboardInterrupt):
         export_onnx(make_codec(dilation_base=3), exported)
 

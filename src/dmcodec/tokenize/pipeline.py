@@ -1,6 +1,6 @@
 """Shards of a manifest through the codec: reading ahead, batches of similar length, rows.
 
-Which utterances form a shard, and what becomes of its rows, is decided in corpus.py.
+Which utterances form a shard, and what becomes of its rows, is decided in job.py.
 """
 
 import os
@@ -20,9 +20,9 @@ from dmcodec.audio import SAMPLE_RATE, Waveform, samples_to_seconds
 from dmcodec.codec.long import encode_long
 from dmcodec.codec.model import Codec
 from dmcodec.codec.quantizer import LatentsError
-from dmcodec.manifest import Utterance
+from dmcodec.corpus.manifest import Utterance
+from dmcodec.corpus.sources import Source, find_source, measure
 from dmcodec.processes import check_count
-from dmcodec.sources import Source, find_source, measure
 from dmcodec.tokens.shards import CorpusInfo, ShardSummary, TokenRow, dump_shard
 
 # Utterances share a batch only when the shortest has this much of the longest one's length.

@@ -12,7 +12,7 @@ from typer.testing import CliRunner, Result
 from dmcodec import cli
 from dmcodec.audio import write_audio
 from dmcodec.codec.model import Codec, CodecConfig
-from dmcodec.manifest import read_manifest
+from dmcodec.corpus.manifest import read_manifest
 from dmcodec.tokens.shards import read_info, read_rows
 
 pytest.importorskip("pyarrow", reason="shards are Parquet: pip install 'dmcodec[data]'")
@@ -98,7 +98,7 @@ def test_full_disk_is_one_sentence(
     def fail(path: Path, data: bytes) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("dmcodec.tokens.corpus.write_durably", fail)
+    monkeypatch.setattr("dmcodec.tokenize.job.write_durably", fail)
     result = run(manifest, "-o", tmp_path / "out", "--model", model)
 
     assert result.exit_code == 1

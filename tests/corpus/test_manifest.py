@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from dmcodec.manifest import Utterance, read_manifest, read_manifests
+from dmcodec.corpus.manifest import Utterance, read_manifest, read_manifests
 
 
 def write_lines(path: Path, *entries: object) -> Path:

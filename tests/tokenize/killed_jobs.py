@@ -1,4 +1,4 @@
-"""Runs one tokenizing job again and again, killing it at random moments; test_corpus.py asks.
+"""Runs one tokenizing job again and again, killing it at random moments; test_job.py asks.
 
 A process of its own, because the jobs are forks: forking a process that runs tests is not safe,
 and starting Python for each of dozens of jobs takes a minute.
@@ -20,8 +20,8 @@ from pathlib import Path
 import torch
 
 from dmcodec.codec.model import Codec, load
-from dmcodec.manifest import Utterance, read_manifest
-from dmcodec.tokens.corpus import describe_corpus, tokenize
+from dmcodec.corpus.manifest import Utterance, read_manifest
+from dmcodec.tokenize.job import describe_corpus, tokenize
 from dmcodec.tokens.shards import CorpusInfo
 
 WATCH = os.WEXITED | os.WNOHANG | os.WNOWAIT  # looks whether a process has ended, and leaves it

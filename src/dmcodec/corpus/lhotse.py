@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from dmcodec.audio import seconds_to_samples
-from dmcodec.containers import find_member_by_stem
-from dmcodec.manifest_lines import Entry, open_list, parse_object
+from dmcodec.corpus.containers import find_member_by_stem
+from dmcodec.corpus.lines import Entry, open_list, parse_object
 
 # A cut that has this much of its recording is the whole of it: seconds are rounded.
 _WHOLE_TOLERANCE_S = 1e-3

@@ -2,7 +2,7 @@
 
 Entries are dictionaries as a line of our JSONL has them; manifest.py checks them. Each comes with
 its place for error messages; a line that is wrong comes as a ValueError instead. Lhotse's lists are
-in manifest_lhotse.py.
+in lhotse.py.
 """
 
 from collections.abc import Callable, Iterator
@@ -11,9 +11,9 @@ from os.path import exists
 from pathlib import Path
 
 from dmcodec.audio import AUDIO_SUFFIXES, seconds_to_samples
-from dmcodec.containers import find_member
-from dmcodec.manifest_lhotse import is_lhotse, read_lhotse_line
-from dmcodec.manifest_lines import Columns, Entry, open_list, parse_object, split_rows
+from dmcodec.corpus.containers import find_member
+from dmcodec.corpus.lhotse import is_lhotse, read_lhotse_line
+from dmcodec.corpus.lines import Columns, Entry, open_list, parse_object, split_rows
 
 Entries = Iterator[tuple[str, Entry | ValueError]]
 

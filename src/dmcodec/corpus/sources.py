@@ -17,9 +17,9 @@ from dmcodec.audio import (
     read_audio,
     read_parts,
 )
-from dmcodec.containers import read_ark_sound, read_tar_sound
-from dmcodec.manifest import Utterance
-from dmcodec.tables import TABLE_SUFFIXES, read_table_sound
+from dmcodec.corpus.containers import read_ark_sound, read_tar_sound
+from dmcodec.corpus.manifest import Utterance
+from dmcodec.corpus.tables import TABLE_SUFFIXES, read_table_sound
 
 # A manifest's seconds with two decimals may end a segment so much after its file.
 _SEGMENT_TOLERANCE_S = 0.01

@@ -13,12 +13,13 @@ from safetensors import SafetensorError
 from safetensors.numpy import load
 
 from dmcodec.audio import MAX_SAMPLE_RATE, Waveform, check_samples, find_problem
+from dmcodec.codec.search_limits import check_search_width
 from dmcodec.config import parse_json
-from dmcodec.numpy_search import BookSearch, check_search_width
+from dmcodec.export.numpy_search import BookSearch
+from dmcodec.export.windows import encode_windows
 from dmcodec.packages import import_package
 from dmcodec.processes import check_count
 from dmcodec.tokens.bitstream import make_header
-from dmcodec.windows import encode_windows
 
 WINDOW_FRAMES, CONTEXT_FRAMES = 3000, 500
 """Long sound is worked on a minute at a time with 10 s on either side (the paper's codec)."""

@@ -1,11 +1,11 @@
-"""Tars and tables of sounds as entries with our keys; see manifest_formats.py."""
+"""Tars and tables of sounds as entries with our keys; see text_lists.py."""
 
 from pathlib import Path, PurePosixPath
 
-from dmcodec.containers import list_tar
-from dmcodec.manifest_formats import Entries
-from dmcodec.manifest_lines import Columns, Entry, parse_object
-from dmcodec.tables import list_table
+from dmcodec.corpus.containers import list_tar
+from dmcodec.corpus.lines import Columns, Entry, parse_object
+from dmcodec.corpus.tables import list_table
+from dmcodec.corpus.text_lists import Entries
 
 _ABOUT = ("id", "text", "speaker")
 

@@ -2,7 +2,7 @@
 
 The manifest's utterances i * shard_size to (i + 1) * shard_size - 1 form shard i, whoever works
 on it and in whatever order, so a job that was stopped and one that was not end with equal files.
-What shards are on disk is in shards.py.
+What shards are on disk is in tokens/shards.py.
 """
 
 import json
@@ -18,12 +18,12 @@ import numpy as np
 
 from dmcodec.audio import samples_to_seconds
 from dmcodec.codec.model import Codec
-from dmcodec.manifest import Utterance
-from dmcodec.numpy_search import check_search_width
+from dmcodec.codec.search_limits import check_search_width
+from dmcodec.corpus.manifest import Utterance
 from dmcodec.storage import delete_leftovers, lock_folder
+from dmcodec.tokenize.cluster import Cluster, tokenize_with_ray
+from dmcodec.tokenize.pipeline import Shard, ShardResult, Speed, Times, tokenize_shards
 from dmcodec.tokens.bitstream import dumps, make_header
-from dmcodec.tokens.cluster import Cluster, tokenize_with_ray
-from dmcodec.tokens.pipeline import Shard, ShardResult, Speed, Times, tokenize_shards
 from dmcodec.tokens.shards import (
     FAILURES_NAME,
     INFO_NAME,

@@ -1,6 +1,6 @@
-"""Lists of utterances: folders, text lists of many kinds, tables and tars; speaker splits.
+"""Lists of utterances: folders, text lists of many kinds, tables and tars.
 
-Which formats there are is known to manifest_kinds.py. Manifests are read here, sound is not:
+Which formats there are is known to kinds.py. Manifests are read here, sound is not:
 whether a file exists and is sound shows when it is read.
 """
 
@@ -17,8 +17,8 @@ from pydantic import Field, ValidationError, field_validator
 
 from dmcodec.audio import seconds_to_samples
 from dmcodec.config import Record
-from dmcodec.manifest_kinds import read_entries
-from dmcodec.manifest_lines import Columns, Entry
+from dmcodec.corpus.kinds import read_entries
+from dmcodec.corpus.lines import Columns, Entry
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +29,7 @@ class Utterance(Record):
     `id` is unique in its list and safe as a relative file name. `num_samples` is the manifest's
     word for the length at 16 kHz (durations in seconds are converted, so it may be off by their
     rounding); None when it says nothing. An empty text, speaker or corpus means unknown: None.
-    `dmcodec.sources.read_utterance` gives the waveform.
+    `dmcodec.corpus.sources.read_utterance` gives the waveform.
 
     Attributes:
         start_samples: where a segment begins in its sound file, at 16 kHz; it lasts `num_samples`,
@@ -101,7 +101,7 @@ def read_manifests(
       that Hugging Face `datasets` saved.
     * JSONL (`.jsonl`, `.json`): one object a line with our keys (the fields of `Utterance`,
       `duration_s`, and `offset`, where a segment begins, in seconds) or names that published
-      corpora have for them (`manifest_lines.COLUMNS`). Lines may be Lhotse cuts or recordings, or
+      corpora have for them (`lines.COLUMNS`). Lines may be Lhotse cuts or recordings, or
       of NeMo's tarred sets.
     * CSV and TSV with a header line and the same names, fairseq's TSV, LJSpeech's `|` lists.
     * Kaldi `wav.scp`, with `segments`, `text` and `utt2spk` from the same folder.

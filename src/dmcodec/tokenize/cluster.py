@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from dmcodec.codec.model import Codec
-from dmcodec.manifest import Utterance
+from dmcodec.corpus.manifest import Utterance
 from dmcodec.packages import import_package
-from dmcodec.tokens.pipeline import Shard, ShardResult, Speed, Times, portable, tokenize_shards
+from dmcodec.tokenize.pipeline import Shard, ShardResult, Speed, Times, portable, tokenize_shards
 from dmcodec.tokens.shards import CorpusInfo, ShardSummary
 
 # Of a cluster on this machine, which may have other work: Ray's own niceness of 15 lets that starve

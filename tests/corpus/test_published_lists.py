@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from dmcodec.audio import dump_wav, read_audio, write_audio
-from dmcodec.manifest import Utterance, read_manifest, read_manifests
-from dmcodec.sources import measure, read_utterance
+from dmcodec.corpus.manifest import Utterance, read_manifest, read_manifests
+from dmcodec.corpus.sources import measure, read_utterance
 
 LENGTHS = (1_000, 2_001, 350)
 
@@ -243,7 +243,7 @@ def test_long_cells_are_read_and_endless_lines_are_not(
     for name, delimiter in (("m.csv", ","), ("m.tsv", "\t")):
         lines = write(tmp_path / name, f"audio{delimiter}text", f"a.wav{delimiter}{text.strip()}")
         assert len(read_manifest(lines)[0].text or "") == len(text) - 1
-    monkeypatch.setattr("dmcodec.manifest_lines.MAX_LINE", 10_000)
+    monkeypatch.setattr("dmcodec.corpus.lines.MAX_LINE", 10_000)
     with pytest.raises(ValueError, match=r"m\.tsv:2: a line of more than 10000 characters"):
         read_manifest(lines)
 

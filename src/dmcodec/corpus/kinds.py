@@ -5,19 +5,19 @@ from os.path import isdir
 from pathlib import Path, PurePosixPath
 
 from dmcodec.audio import find_audio_files
-from dmcodec.containers import TAR_SUFFIXES
-from dmcodec.manifest_containers import list_saved_dataset, list_splits, read_table, read_tar
-from dmcodec.manifest_formats import (
+from dmcodec.corpus.containers import TAR_SUFFIXES
+from dmcodec.corpus.lhotse import list_shar
+from dmcodec.corpus.lines import COMPRESSIONS, Columns, Entry
+from dmcodec.corpus.packed_lists import list_saved_dataset, list_splits, read_table, read_tar
+from dmcodec.corpus.tables import TABLE_SUFFIXES
+from dmcodec.corpus.text_lists import (
     Entries,
     has_audio_column,
     read_jsonl,
     read_kaldi,
     read_table_of_lines,
 )
-from dmcodec.manifest_lhotse import list_shar
-from dmcodec.manifest_lines import COMPRESSIONS, Columns, Entry
 from dmcodec.sound.folders import walk
-from dmcodec.tables import TABLE_SUFFIXES
 
 logger = logging.getLogger(__name__)
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from dmcodec.audio import AudioError, read_audio, write_audio
-from dmcodec.manifest import Utterance, read_manifest
-from dmcodec.sources import measure, read_utterance
+from dmcodec.corpus.manifest import Utterance, read_manifest
+from dmcodec.corpus.sources import measure, read_utterance
 
 CUT: dict[str, Any] = {
     "id": "c1",

@@ -13,22 +13,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tests.tokens.conftest import contents
+from tests.tokenize.conftest import contents
 
 from dmcodec.audio import audio_info, read_audio, write_audio
 from dmcodec.codec.model import Codec, Encoded
-from dmcodec.manifest import Utterance, read_manifest
-from dmcodec.sources import Source
+from dmcodec.corpus.manifest import Utterance, read_manifest
+from dmcodec.corpus.sources import Source
 from dmcodec.storage import FolderLost
-from dmcodec.tokens import corpus
-from dmcodec.tokens.bitstream import loads
-from dmcodec.tokens.corpus import (
+from dmcodec.tokenize import job as job_module
+from dmcodec.tokenize.job import (
     JobSummary,
     TooManyFailures,
     describe_corpus,
     tokenize,
 )
-from dmcodec.tokens.pipeline import Speed
+from dmcodec.tokenize.pipeline import Speed
+from dmcodec.tokens.bitstream import loads
 from dmcodec.tokens.shards import read_info, read_rows
 
 pa = pytest.importorskip("pyarrow", reason="shards are Parquet: pip install 'dmcodec[data]'")
@@ -347,7 +347,7 @@ def test_full_disk_stops_the_job_and_the_next_goes_on(
 ) -> None:
     utterances = read_manifest(manifest)
     run(codec, utterances, tmp_path / "whole")
-    write, written = corpus.write_durably, []
+    write, written = job_module.write_durably, []
 
     def write_until_full(path: Path, data: bytes) -> None:
         written.append(path)
@@ -356,7 +356,7 @@ def test_full_disk_stops_the_job_and_the_next_goes_on(
         write(path, data)
 
     with monkeypatch.context() as patch:
-        patch.setattr(corpus, "write_durably", write_until_full)
+        patch.setattr(job_module, "write_durably", write_until_full)
         with pytest.raises(OSError, match="No space left"):
             run(codec, utterances, tmp_path / "out")
     job = run(codec, utterances, tmp_path / "out")
@@ -482,7 +482,7 @@ def test_shard_copied_over_a_missing_one_is_no_reason_to_skip_it(
 def test_folder_deleted_under_a_job_ends_it(
     codec: Codec, manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write, written = corpus.write_durably, []
+    write, written = job_module.write_durably, []
 
     def write_then_delete(path: Path, data: bytes) -> None:
         write(path, data)
@@ -490,7 +490,7 @@ def test_folder_deleted_under_a_job_ends_it(
         if len(written) == 2:
             shutil.rmtree(tmp_path / "out")
 
-    monkeypatch.setattr(corpus, "write_durably", write_then_delete)
+    monkeypatch.setattr(job_module, "write_durably", write_then_delete)
 
     with pytest.raises(FolderLost, match="was deleted or replaced while the job was writing"):
         run(codec, read_manifest(manifest), tmp_path / "out")

@@ -1,0 +1,1 @@
+"""Codecs as ONNX files: written with torch, run without."""
