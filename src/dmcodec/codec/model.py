@@ -230,6 +230,7 @@ class Codec(CodecNetwork):
         *,
         dtype: torch.dtype = torch.float32,
         card: str | Card | None = None,
+        max_file_bytes: int | None = None,
     ) -> None:
         """Writes config.json, model.safetensors and README.md (the card) into a folder.
 
@@ -238,10 +239,12 @@ class Codec(CodecNetwork):
             dtype: of floating-point weights on disk; float16 halves the size.
             card: the text, or what the text is to hold, with samples to hear; None leaves an
                 existing card, or writes a short one.
+            max_file_bytes: of a file of weights: more of them lie in shards (tensor_files.py).
 
         Raises ValueError for a dtype that is not floating, and for weights that do not fit it.
         """
-        self._save(Path(folder), dtype, card, Path(folder).resolve().name, "")
+        name = Path(folder).resolve().name
+        self._save(Path(folder), dtype, card, name, "", max_file_bytes=max_file_bytes)
 
     def push_to_hub(
         self, repo_id: str, *, private: bool = False, card: str | Card | None = None
@@ -256,7 +259,14 @@ class Codec(CodecNetwork):
             return upload_folder(repo_id, Path(folder), private=private)
 
     def _save(
-        self, folder: Path, dtype: torch.dtype, card: str | Card | None, name: str, address: str
+        self,
+        folder: Path,
+        dtype: torch.dtype,
+        card: str | Card | None,
+        name: str,
+        address: str,
+        *,
+        max_file_bytes: int | None = None,
     ) -> None:
         """The folder, under the name that `from_pretrained` will be given."""
         sounds = {}
@@ -270,7 +280,9 @@ class Codec(CodecNetwork):
                     sounds[sample_file(sample, books)] = decoded[0].cpu()
         if isinstance(card, Card) or (card is None and address):
             card = card_text(self, card, name, address)
-        save_pretrained(self, folder, dtype=dtype, card=card, sounds=sounds)
+        save_pretrained(
+            self, folder, dtype=dtype, card=card, sounds=sounds, max_file_bytes=max_file_bytes
+        )
 
     def _encode_together(
         self, waveforms: list[Tensor], num_codebooks: int | None, search_width: int
