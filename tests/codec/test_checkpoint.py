@@ -120,6 +120,43 @@ def test_interrupted_save_leaves_the_old_codec_whole(build_codec, tmp_path, monk
     assert len(list(tmp_path.iterdir())) == 3
 
 
+def test_weights_in_shards_are_the_same_codec_and_replace_other_files(build_codec, tmp_path):
+    first, second = build_codec(1), build_codec(2)
+    first.save_pretrained(tmp_path)
+
+    second.save_pretrained(tmp_path, max_file_bytes=65_536)
+    sharded = {path.name: path.stat().st_size for path in tmp_path.iterdir()}
+    found = Codec.from_pretrained(tmp_path)
+    first.save_pretrained(tmp_path)
+
+    assert "model.safetensors" not in sharded
+    assert sum("-of-" in name for name in sharded) > 1
+    assert max(size for name, size in sharded.items() if "index" not in name) <= 65_536
+    assert found.fingerprint() == second.fingerprint()
+    assert Codec.from_pretrained(tmp_path).fingerprint() == first.fingerprint()
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == ["README.md", "config.json", "model.safetensors"]
+
+
+def test_shards_of_another_config_are_refused(build_codec, tmp_path):
+    build_codec(1).save_pretrained(tmp_path, max_file_bytes=65_536)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["seanet"]["dilation_base"] += 1
+    (tmp_path / "config.json").write_text(json.dumps(config))
+
+    with pytest.raises(CheckpointError, match=r"saved with another config\.json"):
+        Codec.from_pretrained(tmp_path)
+
+
+def test_missing_shard_of_a_codec_is_named(build_codec, tmp_path):
+    build_codec(1).save_pretrained(tmp_path, max_file_bytes=65_536)
+    path = sorted(tmp_path.glob("model-*.safetensors"))[1]
+    path.unlink()
+
+    with pytest.raises(CheckpointError, match=f"{path.name} is missing"):
+        Codec.from_pretrained(tmp_path)
+
+
 def test_card_says_what_the_codec_is(folder):
     card = (folder / "README.md").read_text()
     assert "4 x 16 codes, 50 frames/s, 0.8 kbps at 16000 Hz" in card
@@ -235,7 +272,8 @@ def test_hub_codec_is_read_from_its_local_copy(folder, codec, monkeypatch):
 
     loaded = Codec.from_pretrained("someone/codec", revision="v2")
 
-    assert asked == [("someone/codec", "v2", ["config.json", "model.safetensors", "README.md"])]
+    patterns = ["config.json", "README.md", "model*.safetensors*"]
+    assert asked == [("someone/codec", "v2", patterns)]
     assert loaded.model_id == "someone/codec"
     assert loaded.fingerprint() == codec.fingerprint()
 

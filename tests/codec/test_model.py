@@ -5,8 +5,9 @@ import torch
 from pydantic import ValidationError
 
 from dmcodec.audio import AudioError, read_audio, resample, write_audio
+from dmcodec.codec import model as model_module
 from dmcodec.codec.conv import add_weight_norm
-from dmcodec.codec.model import Codec, CodecConfig, Encoded
+from dmcodec.codec.model import Codec, CodecConfig, Encoded, _similar_lengths
 from dmcodec.codec.quantizer import QuantizerConfig
 from dmcodec.codec.seanet import SEANetConfig
 
@@ -75,6 +76,44 @@ def test_batch_decodes_to_the_waveforms_of_its_items_and_zeros(codec, singles, b
         )
         assert not decoded[row, row + 1 :].any()
     assert float(decoded.abs().mean()) > 0.01
+
+
+def test_items_of_like_length_share_a_batch_once_it_is_busy():
+    sizes = [50, 100, 81, 79, 99, 10, 9, 80]
+
+    assert _similar_lengths(sizes, 250) == [[1, 4, 2, 7], [3, 0, 5, 6]]  # 79 < 0.8 x 100
+    assert _similar_lengths(sizes, 150) == [[1, 4, 2, 7], [3, 0], [5, 6]]
+    assert _similar_lengths(sizes, 1_000_000) == [[1, 4, 2, 7, 3, 0, 5, 6]]
+    assert _similar_lengths([7], 1) == [[0]]
+
+
+def test_plain_batches_of_like_length_give_what_items_give_alone(
+    build_codec, waveforms, singles, monkeypatch
+):
+    plain = build_codec()
+    add_weight_norm(plain)  # as in training, and as layers run on a GPU: see fast.py
+    monkeypatch.setattr(model_module, "BUSY_FRAMES", 4)
+    order = torch.randperm(LONGEST, generator=torch.Generator().manual_seed(3)).tolist()[:120]
+    shapes = []
+    plain.encoder.register_forward_pre_hook(lambda _, inputs: shapes.append(inputs[0].shape))
+    plain.decoder.register_forward_pre_hook(lambda _, inputs: shapes.append(inputs[0].shape))
+
+    encoded = plain.encode([waveforms[n] for n in order])
+    num_encoder_batches = len(shapes)
+    decoded = plain.decode(encoded)
+
+    assert 5 < num_encoder_batches < 12
+    assert len(shapes) - num_encoder_batches == 3  # 3, 2 and 1 frame
+    assert sum(shape[0] for shape in shapes) == 2 * len(order)
+    for row, number in enumerate(order):
+        assert torch.equal(encoded.item(row), singles[number].codes[0])
+        torch.testing.assert_close(
+            decoded[row, : number + 1],
+            plain.decode(singles[number])[0],
+            rtol=0,
+            atol=1e-5,
+        )
+        assert not decoded[row, number + 1 :].any()
 
 
 def test_batch_of_equal_lengths_gives_the_codes_and_waveforms_of_its_items(codec, generator):

@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 from dmcodec.audio import AudioError, remove_dc, write_audio
 from dmcodec.corpus.manifest import Utterance
 from dmcodec.data.dataset import DataConfig, SegmentDataset
+from dmcodec.data.features import BatchGuidance, FrameFeatures
 from dmcodec.data.loader import SegmentBatch, make_train_loader, validation_clips
+from dmcodec.teachers.alignment import Word
 
 
 def make_waveform(num_samples: int, seed: int) -> np.ndarray:
@@ -187,3 +189,38 @@ def test_every_clip_is_validated_by_exactly_one_rank(
     ]
 
     assert sorted(itertools.chain(*of_ranks)) == list(range(5))
+
+
+def test_batch_goes_to_a_device_with_all_that_networks_compute_with(dataset: SegmentDataset):
+    (batch,) = make_train_loader(dataset, global_batch_size=2, end_step=1)
+    features = FrameFeatures(torch.zeros(2, 15, 3, dtype=torch.float16), torch.ones(2, 15).bool())
+    words = ((), (Word("so", 1.0, 2.0),))
+    batch = batch._replace(
+        guidance=BatchGuidance(text=features, words=words), codes=torch.zeros(2, 8, 15).long()
+    )
+
+    moved = batch.to(torch.device("meta"))  # as far from the CPU as a GPU is
+
+    assert moved.guidance is not None
+    there = [moved.waveform, moved.codes, *moved.guidance.text]
+    assert {each.device.type for each in there} == {"meta"}
+    assert moved.guidance.words == words
+    for number in (1, 2, 3):  # looked at on the CPU, without waiting
+        assert torch.equal(moved[number], batch[number])
+
+
+def test_pinned_batch_is_the_batch(dataset: SegmentDataset, monkeypatch: pytest.MonkeyPatch):
+    (batch,) = make_train_loader(dataset, global_batch_size=2, end_step=1)
+    pinned: list[torch.Tensor] = []
+
+    def pin(self: torch.Tensor) -> torch.Tensor:
+        pinned.append(self)
+        return self.clone()
+
+    monkeypatch.setattr(torch.Tensor, "pin_memory", pin)
+
+    # What the loader's thread calls where there is a GPU.
+    found = torch.utils.data._utils.pin_memory.pin_memory(batch)
+
+    assert [each.shape for each in pinned] == [batch.waveform.shape]
+    assert_equal([found], [batch])

@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from dmcodec.codec import tensor_files
 from dmcodec.codec.model import Codec
 from dmcodec.training import checkpoint as checkpoint_module
 from dmcodec.training.checkpoint import (
@@ -19,6 +20,7 @@ from dmcodec.training.checkpoint import (
     prune_checkpoints,
     save_checkpoint,
 )
+from dmcodec.training.experiment import Experiment
 from dmcodec.training.state import TrainingState, state_tensors
 from dmcodec.training.step import train_step
 
@@ -32,6 +34,14 @@ def assert_same(state: TrainingState, expected: TrainingState) -> None:
         for key, value in tensors.items():
             assert torch.equal(value, wanted[name][key]), f"{name}/{key}"
     assert (state.step, state.best) == (expected.step, expected.best)
+
+
+@pytest.fixture
+def sharded(monkeypatch) -> list[str]:
+    """What makes checkpoints of tiny codecs have shards: the assignment, of a smaller unit."""
+    bound = property(lambda experiment: 65_536 * experiment.checkpoint_max_file_mb)
+    monkeypatch.setattr(Experiment, "checkpoint_max_file_bytes", bound)
+    return ["checkpoint_max_file_mb=1"]
 
 
 @pytest.fixture
@@ -61,6 +71,55 @@ def test_five_and_five_steps_equal_ten(fresh_state, tiny, make_batches, accelera
     whole.best = first.best
     assert state_tensors(whole)["discriminator_optimizer"]  # the adversary has begun
     assert_same(second, whole)
+
+
+def test_checkpoint_in_shards_is_the_whole_one(fresh_state, tiny, last, sharded, tmp_path):
+    experiment = tiny(*sharded)
+    state, again = fresh_state(experiment, seed=1), fresh_state(experiment, seed=2)
+    load_checkpoint(state, experiment, last)
+
+    path = save_checkpoint(state, experiment, tmp_path / "run")
+    load_checkpoint(again, experiment, path)
+
+    assert_same(again, state)
+    sizes = {file.name: file.stat().st_size for file in path.glob("*.safetensors")}
+    assert max(sizes.values()) <= 65_536
+    for name in ("codec", "average", "optimizer", "discriminators", "discriminator_optimizer"):
+        assert f"{name}.safetensors" not in sizes or sizes[f"{name}.safetensors"] < 65_536
+    assert (path / "optimizer.safetensors.index.json").is_file()
+    assert len(sizes) > len(state_tensors(state))
+
+
+def test_run_starts_from_a_checkpoint_in_shards(fresh_state, tiny, last, sharded, tmp_path):
+    experiment = tiny(*sharded)
+    trained, state = fresh_state(experiment, seed=1), fresh_state(experiment, seed=2)
+    load_checkpoint(trained, experiment, last)
+
+    initialize_from(state, save_checkpoint(trained, experiment, tmp_path / "run"))
+
+    expected = trained.averaged_codec.state_dict()
+    torch.testing.assert_close(state.averaged_codec.state_dict(), expected, rtol=0, atol=0)
+    torch.testing.assert_close(
+        state.discriminators.state_dict(), trained.discriminators.state_dict(), rtol=0, atol=0
+    )
+
+
+@pytest.mark.parametrize("damage", ["missing", "cut", "another's"])
+def test_shard_that_is_damaged_is_named(fresh_state, tiny, last, sharded, tmp_path, damage):
+    experiment = tiny(*sharded)
+    state = fresh_state(experiment)
+    load_checkpoint(state, experiment, last)
+    path = save_checkpoint(state, experiment, tmp_path / "run")
+    shards = sorted(path.glob("optimizer-*.safetensors"))
+    if damage == "missing":
+        shards[1].unlink()
+    elif damage == "cut":
+        shards[1].write_bytes(shards[1].read_bytes()[:-9])
+    else:
+        shards[1].write_bytes(shards[0].read_bytes())
+
+    with pytest.raises(CheckpointError, match=rf"{shards[1].name} is (missing|damaged)"):
+        load_checkpoint(fresh_state(experiment), experiment, path)
 
 
 def test_gradient_scaler_is_kept(fresh_state, tiny, tmp_path):
@@ -231,6 +290,7 @@ class Killer:
         self.operations_left: int | None = None
         for owner, name in (
             (checkpoint_module, "write_whole"),
+            (tensor_files, "write_whole"),
             (Path, "mkdir"),
             (Path, "rename"),
             (shutil, "rmtree"),

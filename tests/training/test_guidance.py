@@ -304,7 +304,7 @@ def train():
 
 def test_guided_run_resumes_bit_for_bit_and_logs_every_guide(corpus, tmp_path, train):
     experiment = make_experiment(corpus)
-    scores = train(experiment, tmp_path / "whole", device="cpu")
+    scores = train(experiment, tmp_path / "whole", device="cpu").scores
     train(experiment, tmp_path / "parts", device="cpu")
     last = tmp_path / "parts" / "checkpoints" / "step_00000004"
     for path in last.iterdir():

@@ -48,7 +48,7 @@ def guided(tiny, name: str, folder: Path) -> Experiment:
 def test_guided_experiment_trains_a_few_steps(tiny, tmp_path, name):
     experiment = guided(tiny, name, tmp_path)
 
-    scores = train(experiment, tmp_path / "run", device="cpu")
+    scores = train(experiment, tmp_path / "run", device="cpu").scores
 
     for teacher in experiment.distillation.teachers:
         assert 0.2 < scores[f"loss_distill_{teacher}"] < 1.3

@@ -6,24 +6,27 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from typer.testing import CliRunner
 
 from dmcodec.audio import read_audio
+from dmcodec.cli import app
 from dmcodec.codec.model import Codec
 from dmcodec.config import ConfigError
 from dmcodec.storage import FolderInUse, lock_folder
-from dmcodec.training import loop
+from dmcodec.training import interruption, loop
 from dmcodec.training.checkpoint import CheckpointError, list_checkpoints, load_experiment
 from dmcodec.training.loop import train
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 LOSSES = {"time", "mel", "stft", "commitment", "total"}
 ADVERSARIAL = {"adversarial", "feature_matching"}
-TIMES = ("train/steps_per_s", "train/audio_s_per_s")
+TIMES = ("train/steps_per_s", "train/audio_s_per_s", "train/data_wait_s_per_s")
 
 
 def read_lines(folder: Path) -> list[dict]:
@@ -140,7 +143,7 @@ def test_interrupted_run_goes_on_as_if_nothing_had_happened(
         "step_00000007",
     ]
 
-    scores = train(tiny(), tmp_path, resume=True, device="cpu")
+    scores = train(tiny(), tmp_path, resume=True, device="cpu").scores
 
     assert_same_runs(tmp_path, finished_run)
     assert scores == pytest.approx(
@@ -150,6 +153,27 @@ def test_interrupted_run_goes_on_as_if_nothing_had_happened(
             if k != "step"
         }
     )
+
+
+def test_run_cut_into_short_leases_is_the_uninterrupted_one(
+    tiny, finished_run, tmp_path, monkeypatch
+):
+    seconds = [0.0]  # each step takes one
+    step = loop.train_step
+
+    def tick(*arguments):
+        seconds[0] += 1
+        return step(*arguments)
+
+    monkeypatch.setattr(loop, "train_step", tick)
+    monkeypatch.setattr(interruption, "time", SimpleNamespace(monotonic=lambda: seconds[0]))
+
+    def lease(stop_after_s: float | None) -> int:
+        return train(tiny(), tmp_path, resume=True, device="cpu", stop_after_s=stop_after_s).step
+
+    # No lease is too short for a step; the last one ends in the middle of its time.
+    assert [lease(6.5), lease(0), lease(9), lease(100)] == [7, 8, 17, 20]
+    assert_same_runs(tmp_path, finished_run)
 
 
 _TRAIN = """
@@ -198,7 +222,7 @@ def test_resuming_an_empty_folder_begins(tiny, tmp_path):
 def test_resuming_a_finished_run_changes_nothing(tiny, finished_run, tmp_path):
     folder = shutil.copytree(finished_run, tmp_path / "run")
 
-    assert train(tiny(), folder, resume=True, device="cpu") == {}
+    assert train(tiny(), folder, resume=True, device="cpu") == (20, {})
 
     assert_same_runs(folder, finished_run)
 
@@ -227,7 +251,7 @@ def scored(monkeypatch):
         numbers = iter(scores)
         monkeypatch.setattr(loop, "validate", lambda *_: next(numbers))
         monkeypatch.setattr(
-            loop, "export_codec", lambda codec, folder: exported.append(folder.name)
+            loop, "export_codec", lambda codec, folder, bound: exported.append(folder.name)
         )
         steps = []
         note = loop._note_if_best
@@ -317,6 +341,22 @@ def test_two_runs_do_not_share_a_folder(tiny, tmp_path):
         train(tiny(), tmp_path / "run", resume=True, device="cpu")
 
     assert not (tmp_path / "run").exists()
+
+
+def test_command_that_stops_says_how_to_go_on(speech, tmp_path):
+    words = ["train", str(CONFIGS / "tiny.toml"), "-o", str(tmp_path / "run"), "--device", "cpu"]
+    words += ["--set", f'data.train_manifests=["{speech / "train.jsonl"}"]']
+    words += ["--set", f'data.valid_manifest="{speech / "valid.jsonl"}"', "--resume"]
+
+    result = CliRunner().invoke(app, [*words, "--stop-after-minutes", "0"])
+
+    assert result.exit_code == 0
+    said = " ".join(result.output.split())
+    assert "stopped at step 1 of 20, as asked" in said
+    assert "give the same command with --resume to go on" in said
+    assert [path.name for path in list_checkpoints(tmp_path / "run" / "checkpoints")] == [
+        "step_00000001"
+    ]
 
 
 _UNTIL_FULL = """

@@ -32,9 +32,10 @@ import json
 import os
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 import torch
 from safetensors.torch import save_file
-from dmcodec.training import loop
+from dmcodec.training import interruption, loop
 from dmcodec.training.experiment import Experiment
 from dmcodec.training.state import unwrapped
 
@@ -47,22 +48,21 @@ def keep_state(state, *arguments):
 
 loop.train_step = keep_state
 experiment = Experiment.model_validate_json(Path(sys.argv[1]).read_text())
-scores = loop.train(experiment, Path(sys.argv[2]))
-rank = os.environ["RANK"]
+rank, options = os.environ["RANK"], json.loads(sys.argv[3])
+if "stop_after_s" in options:  # the main process's clock ticks with each step, the other's stands
+    interruption.time = SimpleNamespace(monotonic=lambda: 0 if rank == "1" else len(states))
+scores = loop.train(experiment, Path(sys.argv[2]), **options).scores
 tensors = {k: v.clone() for k, v in unwrapped(states[-1].codec).state_dict().items()}
 save_file(tensors, f"{sys.argv[2]}/rank_{rank}.safetensors")
 Path(f"{sys.argv[2]}/rank_{rank}.json").write_text(json.dumps(scores))
 """
 
 
-@pytest.fixture(scope="module")
-def two_processes(tiny, tmp_path_factory) -> Path:
-    """The folder of a run by two processes."""
-    folder = tmp_path_factory.mktemp("two")
+def run_two_processes(folder: Path, **options: object) -> Path:
+    """Trains experiment.json of a folder with two processes; gives the folder of the run."""
     (folder / "worker.py").write_text(_WORKER)
-    (folder / "experiment.json").write_text(tiny(*ASSIGNMENTS).model_dump_json())
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    worker = [folder / "worker.py", folder / "experiment.json", folder / "run"]
+    worker = [folder / "worker.py", folder / "experiment.json", folder / "run", json.dumps(options)]
     result = subprocess.run(
         [*launcher, "--nproc_per_node", "2", *worker],
         capture_output=True,
@@ -73,6 +73,14 @@ def two_processes(tiny, tmp_path_factory) -> Path:
     assert result.returncode == 0, result.stderr
     assert "deprecated" not in result.stderr
     return folder / "run"
+
+
+@pytest.fixture(scope="module")
+def two_processes(tiny, tmp_path_factory) -> Path:
+    """The folder of a run by two processes."""
+    folder = tmp_path_factory.mktemp("two")
+    (folder / "experiment.json").write_text(tiny(*ASSIGNMENTS).model_dump_json())
+    return run_two_processes(folder)
 
 
 @pytest.fixture(scope="module")
@@ -125,3 +133,18 @@ def test_scores_of_two_processes_are_those_of_one(tiny, two_processes, accelerat
     alone = validate(state, experiment, accelerator, None)
 
     assert scores[0] == scores[1] == alone
+
+
+def test_two_processes_stop_at_the_same_step_and_go_on(tiny, two_processes, tmp_path):
+    (tmp_path / "experiment.json").write_text(tiny(*ASSIGNMENTS).model_dump_json())
+
+    folder = run_two_processes(tmp_path, stop_after_s=3)
+    assert [path.name for path in list_checkpoints(folder / "checkpoints")] == ["step_00000003"]
+    run_two_processes(tmp_path, resume=True)
+
+    for rank in (0, 1):
+        found, expected = (
+            load_file(each / f"rank_{rank}.safetensors") for each in (folder, two_processes)
+        )
+        for name, value in expected.items():
+            assert torch.equal(found[name], value), name

@@ -186,6 +186,6 @@ def test_the_second_stage_of_the_bundled_model_runs(tiny, finished_run, tokens, 
         name="small_decoder",
     )
 
-    scores = train(experiment, tmp_path / "run", device="cpu")
+    scores = train(experiment, tmp_path / "run", device="cpu").scores
 
     assert scores.keys() >= {"mel_distance", "stoi"}

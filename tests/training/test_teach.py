@@ -58,7 +58,7 @@ def test_taught_run_learns_from_its_store(tiny, assignments, tmp_path):
     assert read_word_times(tmp_path / "store" / "words.jsonl") == {
         key: [word for word in words if word.end_samples <= 16_000] for key, words in given.items()
     }
-    scores = train(tiny(*assignments), tmp_path / "run", device="cpu")
+    scores = train(tiny(*assignments), tmp_path / "run", device="cpu").scores
     assert 0.2 < scores["loss_distill_text"] < 1.3
 
 
@@ -83,7 +83,7 @@ def test_columns_of_the_lists_are_named_in_the_configuration(tiny, speech, tmp_p
         check_clips(tiny(*lists, *columns, "data.columns.text=words"))
     with pytest.raises(ConfigError, match="there is no key txt to give a column to"):
         tiny("data.columns.txt=said")
-    scores = train(tiny(*lists, *columns, "num_steps=1"), tmp_path / "run", device="cpu")
+    scores = train(tiny(*lists, *columns, "num_steps=1"), tmp_path / "run", device="cpu").scores
     assert "mel_distance" in scores
 
 

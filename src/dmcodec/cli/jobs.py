@@ -48,6 +48,14 @@ def train(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from the run's last checkpoint.")
     ] = False,
+    stop_after_minutes: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            metavar="N",
+            help="After so many minutes save a checkpoint and end, to go on later.",
+        ),
+    ] = None,
     device: TrainingDevice = "auto",
     threads: Annotated[
         int | None, typer.Option(min=1, max=MAX_WORKERS, help="CPU threads of each process.")
@@ -65,15 +73,24 @@ def train(
     from dmcodec.training.loop import train as train_codec
     from dmcodec.training.step import TrainingDiverged
 
+    stop_after_s = None if stop_after_minutes is None else 60 * stop_after_minutes
     show_logs(logging.INFO)
     if threads is not None:
         torch.set_num_threads(threads)
     experiment = load_config(config, Experiment, assignments)
     folder = output if output is not None else Path("runs") / config.stem
     try:
-        scores = train_codec(experiment, folder, resume=resume, device=device)
+        step, scores = train_codec(
+            experiment, folder, resume=resume, device=device, stop_after_s=stop_after_s
+        )
     except TrainingDiverged as problem:
         raise CommandError(str(problem)) from problem
+    if step < experiment.num_steps:
+        say(
+            f"stopped at step {step} of {experiment.num_steps}, as asked; it is saved in "
+            f"{folder / 'checkpoints'}: give the same command with --resume to go on"
+        )
+        return
     figures = ", ".join(f"{name} {value:.3f}" for name, value in scores.items()) or "no validation"
     say(f"finished: {figures}. The codec is in {folder / 'codec'}")
 

@@ -11,17 +11,25 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor
 
 from dmcodec.audio import write_audio
 from dmcodec.codec.card import card_text
 from dmcodec.codec.network import CodecConfig, CodecNetwork
+from dmcodec.codec.tensor_files import (
+    TensorFileError,
+    are_there,
+    load_tensors,
+    remove_other_files,
+    save_tensors,
+)
 from dmcodec.config import build_record, parse_json
 from dmcodec.storage import replace_together, write_whole
 
 CONFIG_NAME, WEIGHTS_NAME, CARD_NAME = "config.json", "model.safetensors", "README.md"
+_WEIGHTS = "model"  # the name in tensor_files.py: WEIGHTS_NAME, or shards with an index
 BUNDLED_ID = "dmcodec-small"
 _FORMAT = "dmcodec-codec/1"
 _CONFIG_HASH = "config_hash"
@@ -42,6 +50,7 @@ def save_pretrained(
     dtype: torch.dtype,
     card: str | None,
     sounds: Mapping[str, Tensor] | None = None,
+    max_file_bytes: int | None = None,
 ) -> None:
     """Writes the codec's folder; weights and config appear together, and know each other.
 
@@ -51,6 +60,7 @@ def save_pretrained(
         dtype: of floating-point weights on disk; float16 halves the size.
         card: text of README.md; None leaves an existing card, or writes a short one.
         sounds: name of a file -> waveform [T]: what the card plays.
+        max_file_bytes: of a file of weights; more of them lie in several, None: in one.
 
     Raises ValueError for a dtype that is not floating, and for weights that are NaN or infinite,
     be it that they do not fit the dtype.
@@ -64,15 +74,17 @@ def save_pretrained(
     }
     check_values(tensors, codec.state_dict(), f"codec {codec.model_id!r} as {dtype}")
     config = {"format": _FORMAT, **codec.config.model_dump(mode="json")}
-    weights = save(tensors, metadata={"format": "pt", _CONFIG_HASH: _hash_config(config)})
+    known = {_CONFIG_HASH: _hash_config(config)}
     with replace_together(folder) as aside:
         write_whole(aside / CONFIG_NAME, json.dumps(config, indent=2) + "\n")
-        write_whole(aside / WEIGHTS_NAME, weights)
+        save_tensors(tensors, aside, _WEIGHTS, max_bytes=max_file_bytes, metadata=known)
         if card is not None or not (folder / CARD_NAME).exists():
             text = card if card is not None else card_text(codec, None, folder.resolve().name)
             write_whole(aside / CARD_NAME, text)
         for name, waveform in (sounds or {}).items():
             write_audio(aside / name, waveform.numpy(), codec.config.sample_rate)
+        written = [path.name for path in aside.iterdir()]
+    remove_other_files(folder, _WEIGHTS, written)
 
 
 def load_pretrained(
@@ -88,14 +100,17 @@ def load_pretrained(
         folder = _download(str(folder_or_id), revision)
     config = load_codec_config(folder)
     path = folder / WEIGHTS_NAME
-    if not path.is_file():
+    if not are_there(folder, _WEIGHTS):
         raise FileNotFoundError(f"{folder} is not a codec folder: {WEIGHTS_NAME} is missing")
-    tensors = read_safetensors(path)
+    try:
+        tensors, known = load_tensors(folder, _WEIGHTS)
+    except TensorFileError as error:
+        raise CheckpointError(str(error)) from error
     codec = unfilled_codec(kind, config)
     expected = codec.state_dict()
     check_tensors(tensors, {name: value.shape for name, value in expected.items()}, path)
     check_values(tensors, expected, str(path))
-    _check_same_codec(path, folder / CONFIG_NAME)
+    _check_same_codec(known.get(_CONFIG_HASH), path, folder / CONFIG_NAME)
     fill_codec(codec, tensors)
     codec.model_id = (
         Path(folder_or_id).resolve().name if Path(folder_or_id).is_dir() else str(folder_or_id)
@@ -215,14 +230,12 @@ def _hash_config(table: Mapping[str, Any]) -> str:
     return blake2b(json.dumps(table, sort_keys=True).encode(), digest_size=8).hexdigest()
 
 
-def _check_same_codec(weights: Path, config: Path) -> None:
+def _check_same_codec(saved_with: str | None, weights: Path, config: Path) -> None:
     """Raises CheckpointError for weights that were saved with another config.json.
 
     Shapes do not show all that decides codes (rate, dilation, order of strides). Weights that were
     saved before they knew their config are taken as they are.
     """
-    with safe_open(weights, "pt") as file:
-        saved_with = (file.metadata() or {}).get(_CONFIG_HASH)
     if saved_with is not None and saved_with != _hash_config(read_json(config)):
         raise CheckpointError(
             f"{weights} was saved with another {config.name} than {config}: the folder holds parts "
@@ -253,7 +266,9 @@ def _download(repo_id: str, revision: str | None) -> Path:
     try:
         return Path(
             snapshot_download(
-                repo_id, revision=revision, allow_patterns=[CONFIG_NAME, WEIGHTS_NAME, CARD_NAME]
+                repo_id,
+                revision=revision,
+                allow_patterns=[CONFIG_NAME, CARD_NAME, f"{_WEIGHTS}*.safetensors*"],
             )
         )
     except (

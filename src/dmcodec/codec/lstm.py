@@ -30,8 +30,8 @@ class SkipLSTM(nn.Module):
     def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Runs over time; with `lengths` [B] the backward direction starts at each item's end."""
         x = x.transpose(1, 2)  # [B, L, C]
-        if lengths is None:
-            y, _ = self.lstm(x)
+        if lengths is None or not self.lstm.bidirectional:
+            y, _ = self.lstm(x)  # what comes after an item's end reaches backward directions only
         else:
             packed = nn.utils.rnn.pack_padded_sequence(
                 x, lengths.cpu(), batch_first=True, enforce_sorted=False

@@ -4,7 +4,7 @@ The network is in network.py.
 """
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from numbers import Integral
 from pathlib import Path
@@ -37,6 +37,12 @@ Codes = Tensor | np.ndarray | Sequence[object]
 
 LONG_FRAMES = 3000
 """Longer audio (a minute for the paper's codec) goes through long.py: `Codec.is_long`."""
+
+BUSY_FRAMES = 5000
+"""Frames in a batch, padding included, that keep a GPU busy: from here on lengths are sorted."""
+
+LEAST_FILL = 0.8
+"""In such a batch the shortest item has this much of the longest one's length."""
 
 
 class WaveformError(ValueError):
@@ -224,6 +230,7 @@ class Codec(CodecNetwork):
         *,
         dtype: torch.dtype = torch.float32,
         card: str | Card | None = None,
+        max_file_bytes: int | None = None,
     ) -> None:
         """Writes config.json, model.safetensors and README.md (the card) into a folder.
 
@@ -232,10 +239,12 @@ class Codec(CodecNetwork):
             dtype: of floating-point weights on disk; float16 halves the size.
             card: the text, or what the text is to hold, with samples to hear; None leaves an
                 existing card, or writes a short one.
+            max_file_bytes: of a file of weights: more of them lie in shards (tensor_files.py).
 
         Raises ValueError for a dtype that is not floating, and for weights that do not fit it.
         """
-        self._save(Path(folder), dtype, card, Path(folder).resolve().name, "")
+        name = Path(folder).resolve().name
+        self._save(Path(folder), dtype, card, name, "", max_file_bytes=max_file_bytes)
 
     def push_to_hub(
         self, repo_id: str, *, private: bool = False, card: str | Card | None = None
@@ -250,7 +259,14 @@ class Codec(CodecNetwork):
             return upload_folder(repo_id, Path(folder), private=private)
 
     def _save(
-        self, folder: Path, dtype: torch.dtype, card: str | Card | None, name: str, address: str
+        self,
+        folder: Path,
+        dtype: torch.dtype,
+        card: str | Card | None,
+        name: str,
+        address: str,
+        *,
+        max_file_bytes: int | None = None,
     ) -> None:
         """The folder, under the name that `from_pretrained` will be given."""
         sounds = {}
@@ -264,7 +280,9 @@ class Codec(CodecNetwork):
                     sounds[sample_file(sample, books)] = decoded[0].cpu()
         if isinstance(card, Card) or (card is None and address):
             card = card_text(self, card, name, address)
-        save_pretrained(self, folder, dtype=dtype, card=card, sounds=sounds)
+        save_pretrained(
+            self, folder, dtype=dtype, card=card, sounds=sounds, max_file_bytes=max_file_bytes
+        )
 
     def _encode_together(
         self, waveforms: list[Tensor], num_codebooks: int | None, search_width: int
@@ -278,14 +296,24 @@ class Codec(CodecNetwork):
             joined = torch.cat(latents, dim=1)[None]
             codes = self.quantizer.encode(joined, num_codebooks, search_width=search_width)[0]
             return list(torch.split(codes, [x.shape[1] for x in latents], dim=1))
+        return _in_batches(
+            lambda batch: self._encode_padded(batch, num_codebooks, search_width),
+            waveforms,
+            BUSY_FRAMES * self.config.hop_length,
+        )
+
+    def _encode_padded(
+        self, waveforms: list[Tensor], num_codebooks: int | None, search_width: int
+    ) -> list[Tensor]:
+        """Codes [K, L_i] of waveforms [T_i] in one padded batch of the plain network."""
         sizes = torch.tensor([len(w) for w in waveforms], device=self.device)
-        is_mixed = bool((sizes != sizes[0]).any())
+        is_mixed = len({len(w) for w in waveforms}) > 1
         with computing_in(self.precision, self.device):
             latents = self.encoder(
                 _stack_padded(waveforms)[:, None], sizes if is_mixed else None
             )  # [B, D, L]
         codes = self.quantizer.encode(latents, num_codebooks, search_width=search_width)
-        frames = ceil_div(sizes, self.config.hop_length).tolist()
+        frames = [ceil_div(len(w), self.config.hop_length) for w in waveforms]
         return [row[:, :length] for row, length in zip(codes, frames, strict=True)]
 
     def _decode_together(self, codes: list[Tensor], first_codebook: int) -> list[Tensor]:
@@ -295,8 +323,14 @@ class Codec(CodecNetwork):
         decoder = self._inference.decoder(self)
         if decoder is not None:
             return decoder([self.quantizer.decode(c[None], first_codebook)[0] for c in codes])
+        return _in_batches(
+            lambda batch: self._decode_padded(batch, first_codebook), codes, BUSY_FRAMES
+        )
+
+    def _decode_padded(self, codes: list[Tensor], first_codebook: int) -> list[Tensor]:
+        """Waveforms [max L_i * hop_length] of codes [K, L_i] in one padded batch."""
         frames = torch.tensor([c.shape[1] for c in codes], device=self.device)
-        is_mixed = bool((frames != frames[0]).any())
+        is_mixed = len({c.shape[1] for c in codes}) > 1
         quantized = self.quantizer.decode(_stack_padded(codes), first_codebook)
         with computing_in(self.precision, self.device):
             waveforms = self.decoder(quantized, frames if is_mixed else None)
@@ -316,6 +350,34 @@ class Codec(CodecNetwork):
 def load(folder_or_id: str | Path | None = None) -> Codec:
     """The bundled model, or the codec in a folder or on the Hub; in evaluation mode on the CPU."""
     return load_bundled(Codec) if folder_or_id is None else load_pretrained(Codec, folder_or_id)
+
+
+def _in_batches(
+    function: Callable[[list[Tensor]], list[Tensor]], items: list[Tensor], busy_size: int
+) -> list[Tensor]:
+    """What `function` makes of items [..., L_i], in their order, given those of like length."""
+    results: dict[int, Tensor] = {}
+    for numbers in _similar_lengths([item.shape[-1] for item in items], busy_size):
+        made = function([items[number] for number in numbers])
+        results |= zip(numbers, made, strict=True)
+    return [results[number] for number in range(len(items))]
+
+
+def _similar_lengths(sizes: Sequence[int], busy_size: int) -> list[list[int]]:
+    """Which items share a batch, the longest first.
+
+    A batch that is not yet `busy_size` (its items times the longest) takes whatever comes: steps
+    of an LSTM follow each other, so a further batch would cost more than the padding.
+    """
+    batches: list[list[int]] = []
+    longest = 0
+    for number in sorted(range(len(sizes)), key=lambda n: -sizes[n]):
+        is_busy = bool(batches) and len(batches[-1]) * longest >= busy_size
+        if not batches or (is_busy and sizes[number] < LEAST_FILL * longest):
+            batches.append([])
+            longest = sizes[number]
+        batches[-1].append(number)
+    return batches
 
 
 def _stack_padded(items: list[Tensor]) -> Tensor:

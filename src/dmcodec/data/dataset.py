@@ -23,6 +23,7 @@ from dmcodec.config import Record
 from dmcodec.corpus.lines import Columns
 from dmcodec.corpus.manifest import Utterance
 from dmcodec.corpus.sources import measure, read_utterance
+from dmcodec.data.decoded import DecodedSpeech, decode_to_disk, decode_to_memory
 from dmcodec.data.features import SegmentGuidance, TeacherStores
 from dmcodec.tokens.shards import read_rows
 
@@ -55,6 +56,8 @@ class DataConfig(Record):
             115 MB an hour at 16 kHz). Gives the same segments; files that are not 16-bit mono at
             `sample_rate` are rounded to 16 bits. Measured for 1 s of FLAC: 0.8 ms a segment from
             disk, 0.06 ms preloaded, so that no worker process is needed.
+        cache: folder for a file of these integers instead, which processes and runs share
+            (decoded.py); where memory does not hold it, the disk is read.
         codes: folder of `dmcodec tokenize` with the codes of every utterance, which segments then
             carry: a frozen encoder need not run. Codes belong to the sound as it is, so there is
             no gain and no flip then.
@@ -71,6 +74,7 @@ class DataConfig(Record):
     gain_db: tuple[float, float] = (-12.0, 6.0)
     use_polarity_flip: bool = True
     use_preload: bool = False
+    cache: Path | None = None
     codes: Path | None = None
 
     @model_validator(mode="after")
@@ -83,6 +87,10 @@ class DataConfig(Record):
             )
         if not -math.inf < self.gain_db[0] <= self.gain_db[1] < math.inf:
             raise ValueError(f"gain_db must be (lowest, highest) and finite, got {self.gain_db}")
+        if self.use_preload and self.cache is not None:
+            raise ValueError(
+                "decoded audio is in memory (use_preload) or on disk (cache): not both"
+            )
         if self.codes is not None and (self.gain_db != (0.0, 0.0) or self.use_polarity_flip):
             raise ValueError(
                 "stored codes are those of the sound as it is: with codes, set gain_db = [0, 0] "
@@ -175,11 +183,7 @@ class SegmentDataset(Dataset[Segment]):
             len(utterances) - len(kept),
             samples_to_seconds(config.min_samples, config.sample_rate),
         )
-        self._preloaded = (
-            [_decode_to_int16(each, config.sample_rate) for each in self.utterances]
-            if config.use_preload
-            else None
-        )
+        self._decoded = self._decode()
         self._codes = self._read_codes(config.codes) if config.codes is not None else None
 
     def __getitem__(self, n: int) -> Segment:
@@ -242,10 +246,16 @@ class SegmentDataset(Dataset[Segment]):
             found.append(row.codes)
         return found
 
+    def _decode(self) -> DecodedSpeech | None:
+        """All of the speech, decoded; None where segments are read from their files."""
+        speech = (self.utterances, self.num_samples.tolist(), self.config.sample_rate)
+        if self.config.cache is not None:
+            return decode_to_disk(self.config.cache, *speech)
+        return decode_to_memory(*speech) if self.config.use_preload else None
+
     def _read(self, index: int, start_samples: int, num_samples: int) -> Waveform:
-        if self._preloaded is not None:
-            integers = self._preloaded[index][start_samples : start_samples + num_samples]
-            return integers.astype(np.float32) / np.float32(32768)
+        if self._decoded is not None:
+            return self._decoded.read(index, start_samples, num_samples)
         return read_utterance(
             self.utterances[index],
             sample_rate=self.config.sample_rate,
@@ -317,9 +327,3 @@ def _measure(utterance: Utterance, config: DataConfig) -> int:
                 f"(utterance {utterance.id!r}); correct the manifest or the file"
             )
     return num_samples
-
-
-def _decode_to_int16(utterance: Utterance, sample_rate: int) -> npt.NDArray[np.int16]:
-    """The whole utterance `[T]`, rounded to 16 bits; samples beyond full scale are clipped."""
-    waveform = read_utterance(utterance, sample_rate=sample_rate)
-    return np.clip(np.round(waveform * 32768.0), -32768, 32767).astype(np.int16)

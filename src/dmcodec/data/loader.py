@@ -4,8 +4,8 @@ Step s takes segments [s * B, (s + 1) * B) for the global batch size B, whatever
 ranks and workers: the step alone says where a resumed run goes on.
 """
 
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from dmcodec.audio import SAMPLE_RATE, remove_dc
 from dmcodec.corpus.manifest import Utterance
 from dmcodec.corpus.sources import measure, read_utterance
 from dmcodec.data.dataset import Segment, SegmentDataset
-from dmcodec.data.features import BatchGuidance, collate_guidance
+from dmcodec.data.features import BatchGuidance, FrameFeatures, collate_guidance
 
 
 class SegmentBatch(NamedTuple):
@@ -37,6 +37,31 @@ class SegmentBatch(NamedTuple):
     guidance: BatchGuidance | None = None
     codes: Tensor | None = None
 
+    def to(self, device: torch.device) -> Self:
+        """What networks compute with, on a device; the copy of a pinned batch is not waited for.
+
+        Numbers stay on the CPU, where they are looked at without waiting for a GPU.
+        """
+        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> Self:
+        """The same in memory that a GPU copies from by itself; the loader's own thread calls it."""
+        return self._map(lambda tensor: tensor.pin_memory())
+
+    def _map(self, function: Callable[[Tensor], Tensor]) -> Self:
+        guidance = self.guidance
+        if guidance is not None:
+            text, speech = (
+                None if features is None else FrameFeatures(*map(function, features))
+                for features in (guidance.text, guidance.speech)
+            )
+            guidance = guidance._replace(text=text, speech=speech)
+        return self._replace(
+            waveform=function(self.waveform),
+            guidance=guidance,
+            codes=None if self.codes is None else function(self.codes),
+        )
+
 
 class ValidationClip(NamedTuple):
     """One utterance for validation: waveform float32 `[1, 1, T]`, DC removed, and its record."""
@@ -55,6 +80,7 @@ def make_train_loader(
     rank: int = 0,
     world_size: int = 1,
     num_workers: int = 0,
+    use_pinned_memory: bool = False,
 ) -> DataLoader[Segment]:
     """A loader whose k-th batch, a `SegmentBatch`, is this rank's part of step `first_step + k`.
 
@@ -70,6 +96,7 @@ def make_train_loader(
         rank: this process, from 0.
         world_size: number of processes.
         num_workers: worker processes that read ahead; changes the speed only.
+        use_pinned_memory: for a GPU, see `SegmentBatch.pin_memory`; changes the speed only.
     """
     sampler = _StepSampler(
         _local_range(global_batch_size, rank, world_size), global_batch_size, first_step, end_step
@@ -78,6 +105,7 @@ def make_train_loader(
         dataset,
         batch_sampler=sampler,
         num_workers=num_workers,
+        pin_memory=use_pinned_memory,
         collate_fn=_collate,
         generator=torch.Generator(),
     )

@@ -2,7 +2,8 @@
 
 A checkpoint is a folder of safetensors and JSON that appears whole (written under a temporary
 name, then renamed), so a run killed at any moment goes on from the last one. It doubles as the
-fine-tuning kit: generator, discriminators, averages and both optimizers.
+fine-tuning kit: generator, discriminators, averages and both optimizers. Where an experiment
+bounds the size of its files, tensors lie in shards (codec/tensor_files.py).
 """
 
 import json
@@ -14,13 +15,12 @@ from typing import Any
 
 import torch
 from pydantic import Field, field_validator
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
 from torch import Tensor
 
 from dmcodec.codec.conv import add_weight_norm, remove_weight_norm
 from dmcodec.codec.model import Codec
 from dmcodec.codec.network import CodecConfig
+from dmcodec.codec.tensor_files import TensorFileError, are_there, load_tensors, save_tensors
 from dmcodec.config import ConfigError, Record, build_record, parse_json
 from dmcodec.storage import delete_folder, delete_leftovers, make_folder_whole, write_whole
 from dmcodec.training.experiment import Experiment
@@ -37,17 +37,21 @@ logger = logging.getLogger(__name__)
 
 _CHECKPOINT_NAME = re.compile(r"step_(\d{8})")
 
-# What a resumed run may change: where and how often it reports, and the course of its learning.
+# What a resumed run may change: where and how often it reports, how it holds its data, and the
+# course of its learning.
 _FREE_ON_RESUME = (
     "num_steps",
     "num_workers",
     "init_from",
     "checkpoint_every_steps",
+    "checkpoint_max_file_mb",
     "keep_last",
     "log_every_steps",
     "optimizer",
     "adversary.optimizer",
     "data.valid_manifest",
+    "data.use_preload",
+    "data.cache",
     "validation",
 )
 _FEATURE_MAP, _DECODER = "feature_map.", "decoder."
@@ -78,7 +82,7 @@ def save_checkpoint(state: TrainingState, experiment: Experiment, folder: Path) 
     delete_leftovers(folder)
     with make_folder_whole(target) as temporary:
         for name, tensors in state_tensors(state).items():
-            _save_tensors(tensors, temporary / f"{name}.safetensors")
+            save_tensors(tensors, temporary, name, max_bytes=experiment.checkpoint_max_file_bytes)
         scaler = None if state.scaler is None else state.scaler.state_dict()
         progress = {"step": state.step, "best": state.best, "gradient_scaler": scaler}
         write_whole(temporary / "progress.json", json.dumps(progress, indent=2), is_durable=True)
@@ -169,7 +173,7 @@ def initialize_from(state: TrainingState, source: Path) -> None:
     try:
         load_module(target, weights, "codec")
         load_module(unwrapped(state.codec), weights, "codec")
-        if state.discriminators is not None and (source / "discriminators.safetensors").is_file():
+        if state.discriminators is not None and are_there(source, "discriminators"):
             tensors = _read_tensors(source, "discriminators")
             load_module(unwrapped(state.discriminators), tensors, "discriminators")
     except StateError as error:
@@ -190,7 +194,7 @@ def prune_checkpoints(folder: Path, *, keep_last: int, best_step: int | None) ->
             delete_folder(path)
 
 
-def export_codec(codec: Codec, folder: Path, dtype: torch.dtype = torch.float32) -> None:
+def export_codec(codec: Codec, folder: Path, max_file_bytes: int | None = None) -> None:
     """Writes a codec in training form as a codec folder with plain weights."""
     # Built anew: copies share their parametrized classes, so removing the weight norm of a copy
     # would break the original. A run's random state stays as it is.
@@ -199,7 +203,7 @@ def export_codec(codec: Codec, folder: Path, dtype: torch.dtype = torch.float32)
     add_weight_norm(plain)
     plain.load_state_dict(codec.state_dict())
     remove_weight_norm(plain)
-    plain.save_pretrained(folder, dtype=dtype)
+    plain.save_pretrained(folder, max_file_bytes=max_file_bytes)
 
 
 def _check_same_run(saved: Experiment, experiment: Experiment, checkpoint: Path) -> None:
@@ -243,11 +247,10 @@ def _averaged_weights(checkpoint: Path) -> dict[str, Tensor]:
 
 
 def _read_tensors(checkpoint: Path, name: str) -> dict[str, Tensor]:
-    path = checkpoint / f"{name}.safetensors"
     try:
-        return load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"cannot read {path}: {error}") from error
+        return load_tensors(checkpoint, name)[0]
+    except TensorFileError as error:
+        raise CheckpointError(str(error)) from error
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -258,8 +261,3 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not isinstance(table, dict):
         raise CheckpointError(f"{path} holds no JSON object")
     return table
-
-
-def _save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
-    content = save({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()})
-    write_whole(path, content, is_durable=True)

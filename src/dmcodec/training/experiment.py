@@ -135,6 +135,9 @@ class Experiment(Record):
         False, description="encoder and books stay those of init_from; only the decoder learns"
     )
     checkpoint_every_steps: int = Field(1000, ge=1)
+    checkpoint_max_file_mb: int | None = Field(
+        None, ge=1, description="tensors in files of at most so many million bytes; None: one each"
+    )
     keep_last: int = Field(2, ge=1, description="checkpoints kept beside the best")
     log_every_steps: int = Field(10, ge=1)
     codec: CodecConfig = CodecConfig()
@@ -148,6 +151,12 @@ class Experiment(Record):
     distillation: DistillationConfig | None = Field(
         None, description="None (no such group in the file): no teachers"
     )
+
+    @property
+    def checkpoint_max_file_bytes(self) -> int | None:
+        """The most bytes of a file of tensors; None: any number."""
+        mb = self.checkpoint_max_file_mb
+        return None if mb is None else mb * 1_000_000
 
     @model_validator(mode="after")
     def _check_data_fits_codec(self) -> Self:

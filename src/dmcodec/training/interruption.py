@@ -1,10 +1,15 @@
-"""Ctrl-C and SIGTERM end a run after the step at hand, so that it can be saved first."""
+"""What ends a run after the step at hand, so that it can be saved first: a signal, or the clock."""
 
 import logging
 import signal
 import threading
+import time
 from types import FrameType, TracebackType
 from typing import Any, Self
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast
 
 logger = logging.getLogger(__name__)
 
@@ -32,10 +37,11 @@ class Interruption:
         return self._received is not None
 
     def leave(self) -> None:
-        """Does what the signal would have done: KeyboardInterrupt, or exit code 143."""
+        """Does what the signal would have done, if one came: KeyboardInterrupt, exit code 143."""
         if self._received == signal.SIGINT:
             raise KeyboardInterrupt
-        raise SystemExit(128 + signal.SIGTERM)
+        if self._received is not None:
+            raise SystemExit(128 + signal.SIGTERM)
 
     def __enter__(self) -> Self:
         for number in self._signals:
@@ -60,3 +66,27 @@ class Interruption:
         for number, handler in self._before.items():
             signal.signal(number, handler)
         self._before.clear()
+
+
+class Deadline:
+    """The time after which a run begins no further step.
+
+    Args:
+        after_s: seconds from now; None: never.
+        accelerator: several processes stop at the same step, by the clock of the main one.
+    """
+
+    def __init__(self, after_s: float | None, accelerator: Accelerator) -> None:
+        self._end_s = None if after_s is None else time.monotonic() + after_s
+        self._accelerator = accelerator
+
+    @property
+    def is_over(self) -> bool:
+        """Whether to save and stop; all processes ask together and get the same answer."""
+        if self._end_s is None:
+            return False
+        is_over = time.monotonic() >= self._end_s
+        if self._accelerator.num_processes == 1:
+            return is_over
+        answer = torch.tensor([int(is_over)], device=self._accelerator.device)
+        return bool(broadcast(answer, from_process=0))

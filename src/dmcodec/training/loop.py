@@ -12,9 +12,10 @@ The run's folder gets:
 import logging
 import os
 import time
-import warnings
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, closing, nullcontext
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
@@ -27,7 +28,7 @@ from dmcodec.codec.model import Codec
 from dmcodec.corpus.manifest import read_manifests
 from dmcodec.corpus.sources import read_utterance
 from dmcodec.data.dataset import SegmentDataset
-from dmcodec.data.loader import make_train_loader
+from dmcodec.data.loader import SegmentBatch, make_train_loader
 from dmcodec.storage import is_unused, lock_folder
 from dmcodec.training.checkpoint import (
     export_codec,
@@ -40,8 +41,8 @@ from dmcodec.training.checkpoint import (
 from dmcodec.training.display import Display
 from dmcodec.training.experiment import Experiment
 from dmcodec.training.guidance import Guidance
-from dmcodec.training.interruption import Interruption
-from dmcodec.training.state import TrainingState, new_state
+from dmcodec.training.interruption import Deadline, Interruption
+from dmcodec.training.state import TrainingState, new_state, place
 from dmcodec.training.step import train_step
 from dmcodec.training.tracker import Tracker
 from dmcodec.training.validation import check_clips, is_better, validate
@@ -51,12 +52,26 @@ logger = logging.getLogger(__name__)
 _LEAST_EQUAL_CODES = 0.99
 
 
-def train(
-    experiment: Experiment, folder: Path, *, resume: bool = False, device: str = "auto"
-) -> dict[str, float]:
-    """Trains until `experiment.num_steps`; gives the last validation's scores.
+class TrainingResult(NamedTuple):
+    """How far a run is, and the last validation's scores.
 
-    They are empty without validation, and when a resumed run has nothing left to do.
+    The scores are empty where none was made: without clips, or when nothing was left to do.
+    """
+
+    step: int
+    scores: dict[str, float]
+
+
+def train(
+    experiment: Experiment,
+    folder: Path,
+    *,
+    resume: bool = False,
+    device: str = "auto",
+    stop_after_s: float | None = None,
+) -> TrainingResult:
+    """Trains until `experiment.num_steps`, or for a time, after which the run can be resumed.
+
     Ctrl-C or SIGTERM saves a checkpoint after the step at hand and then takes effect (one process
     only; several go on from their last checkpoint).
 
@@ -65,26 +80,41 @@ def train(
         folder: of the run; must be new or empty unless `resume`.
         resume: go on from the folder's last checkpoint, or begin where there is none yet.
         device: "auto" (what accelerate finds, or the CPU), "cpu" or "cuda".
+        stop_after_s: so many seconds from now no further step begins, and a checkpoint is saved;
+            a validation that is due and the saving come on top. None: no limit.
 
     Raises FolderInUse while another run writes there, ValueError for a folder that holds something
     else, a checkpoint of another experiment or an unknown device,
     FileNotFoundError for missing data, TrainingDiverged when a loss is no longer finite.
     """
     accelerator = _make_accelerator(experiment, device)
+    deadline = Deadline(stop_after_s, accelerator)
     with lock_folder(folder) if accelerator.is_main_process else nullcontext():
-        return _train(experiment, folder, accelerator, resume)
+        return _train(experiment, folder, accelerator, resume, deadline)
 
 
 def _train(
-    experiment: Experiment, folder: Path, accelerator: Accelerator, resume: bool
-) -> dict[str, float]:
+    experiment: Experiment,
+    folder: Path,
+    accelerator: Accelerator,
+    resume: bool,
+    deadline: Deadline,
+) -> TrainingResult:
     """`train` in a folder that is this run's alone."""
     checkpoint = _find_checkpoint(folder, resume)
     accelerator.wait_for_everyone()  # nobody writes before everybody has looked
 
     torch.manual_seed(experiment.seed)
     state = new_state(experiment)
-    _place(state, accelerator)
+    place(state, accelerator)
+    logger.info(
+        "torch %s on %s, %d processes, mixed precision %s, codec of %.2f M parameters",
+        torch.__version__,
+        accelerator.device,
+        accelerator.num_processes,
+        accelerator.mixed_precision,
+        sum(each.numel() for each in state.codec.parameters()) / 1e6,
+    )
     _load(state, experiment, checkpoint)
     check_clips(experiment)
     guidance = _open_guidance(experiment, accelerator)
@@ -105,6 +135,7 @@ def _train(
         rank=accelerator.process_index,
         world_size=accelerator.num_processes,
         num_workers=experiment.num_workers,
+        use_pinned_memory=accelerator.device.type == "cuda",
     )
 
     is_main, num_steps = accelerator.is_main_process, experiment.num_steps
@@ -118,23 +149,25 @@ def _train(
         display = stack.enter_context(Display(state.step, num_steps, is_shown=is_main))
         interruption = stack.enter_context(Interruption(is_watching=accelerator.num_processes == 1))
         speed = _Speed(state.step)
-        for batch in loader:
-            batch = batch._replace(waveform=batch.waveform.to(accelerator.device))
+        for batch in speed.watch(loader):
+            batch = batch.to(accelerator.device)
             terms = train_step(state, experiment, batch, accelerator, guidance)
-            is_last, is_stopping = state.step == num_steps, interruption.is_asked_for
+            is_last = state.step == num_steps
+            is_stopping = deadline.is_over or interruption.is_asked_for
 
             is_new_best = False
             if is_last or state.step % experiment.validation.every_steps == 0:
                 scores = validate(state, experiment, accelerator, tracker, guidance)
                 is_new_best = _note_if_best(state, experiment, scores)
                 if is_main and (is_new_best or not state.best):
-                    export_codec(state.averaged_codec, folder / "codec")
+                    bound = experiment.checkpoint_max_file_bytes
+                    export_codec(state.averaged_codec, folder / "codec", bound)
 
             if is_last or state.step % experiment.log_every_steps == 0:
                 terms = accelerator.reduce(terms, "mean")
                 if tracker is not None:
-                    steps_per_s = speed.since_last(state.step)
-                    values = _training_scalars(state, experiment, terms, steps_per_s)
+                    steps_per_s, wait_per_s = speed.since_last(state.step)
+                    values = _training_scalars(state, experiment, terms, steps_per_s, wait_per_s)
                     tracker.scalars(state.step, values)
                     display.update(state.step, steps_per_s, _figures(values, scores))
 
@@ -145,7 +178,8 @@ def _train(
                 accelerator.wait_for_everyone()
             if is_stopping:
                 interruption.leave()
-    return scores
+                break
+    return TrainingResult(state.step, scores)
 
 
 def check_device(device: str) -> None:
@@ -191,34 +225,6 @@ def _find_checkpoint(folder: Path, resume: bool) -> Path | None:
             f"{folder} is in use: give --resume to go on with the run in it, or name a new folder"
         )
     return None
-
-
-def _place(state: TrainingState, accelerator: Accelerator) -> None:
-    """Moves everything to the process's device and wraps it for several processes.
-
-    Comes before weights and optimizers are loaded: an optimizer's step counts then stay on the
-    CPU, where AdamW reads them without waiting for a GPU.
-    """
-    state.average.to(accelerator.device)
-    with warnings.catch_warnings():
-        # torch 2.13 renamed broadcast_buffers; accelerate knows the old name only.
-        warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
-        state.codec, state.optimizer = accelerator.prepare(state.codec, state.optimizer)
-        if state.discriminators is not None:
-            state.discriminators, state.discriminator_optimizer = accelerator.prepare(
-                state.discriminators, state.discriminator_optimizer
-            )
-        if state.heads is not None:
-            state.heads = accelerator.prepare(state.heads)
-    state.scaler = accelerator.scaler
-    logger.info(
-        "torch %s on %s, %d processes, mixed precision %s, codec of %.2f M parameters",
-        torch.__version__,
-        accelerator.device,
-        accelerator.num_processes,
-        accelerator.mixed_precision,
-        sum(each.numel() for each in state.codec.parameters()) / 1e6,
-    )
 
 
 def _load(state: TrainingState, experiment: Experiment, checkpoint: Path | None) -> None:
@@ -275,20 +281,36 @@ def _checkpoint(state: TrainingState, experiment: Experiment, folder: Path) -> N
 
 
 class _Speed:
-    """Steps a second between two questions."""
+    """Steps a second between two questions, and how much of a second waits for batches."""
 
     def __init__(self, step: int) -> None:
-        self._step, self._time = step, time.monotonic()
+        self._step, self._time, self._wait_s = step, time.monotonic(), 0.0
 
-    def since_last(self, step: int) -> float:
-        """Steps a second from the last call (or the start) to now."""
+    def watch(self, loader: Iterable[Any]) -> Iterator[SegmentBatch]:
+        """The loader's batches; the time that each lets wait is counted."""
+        batches = iter(loader)
+        while True:
+            started = time.monotonic()
+            batch = next(batches, None)
+            self._wait_s += time.monotonic() - started
+            if batch is None:
+                return
+            yield batch
+
+    def since_last(self, step: int) -> tuple[float, float]:
+        """Steps, and seconds of waiting, a second from the last call (or the start) to now."""
         num_steps, self._step = step - self._step, step
         started, self._time = self._time, time.monotonic()
-        return num_steps / (self._time - started)
+        wait_s, self._wait_s = self._wait_s, 0.0
+        return num_steps / (self._time - started), wait_s / (self._time - started)
 
 
 def _training_scalars(
-    state: TrainingState, experiment: Experiment, terms: dict[str, Tensor], steps_per_s: float
+    state: TrainingState,
+    experiment: Experiment,
+    terms: dict[str, Tensor],
+    steps_per_s: float,
+    wait_per_s: float,
 ) -> dict[str, float]:
     """One log line: losses, learning rate, codebook health, speed."""
     usage = state.averaged_codec.quantizer.usage()
@@ -303,6 +325,7 @@ def _training_scalars(
         values[f"train/perplexity_{book + 1}"] = float(usage.perplexity[book])
     values["train/steps_per_s"] = steps_per_s
     values["train/audio_s_per_s"] = steps_per_s * experiment.batch_size * segment_s
+    values["train/data_wait_s_per_s"] = wait_per_s
     return values
 
 

@@ -1,8 +1,10 @@
 """Everything a training run holds. How it is saved and found again is in checkpoint.py."""
 
+import warnings
 from dataclasses import dataclass, field
 
 import torch
+from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import AdamW, Optimizer
@@ -72,6 +74,26 @@ def new_state(experiment: Experiment) -> TrainingState:
         discriminator_optimizer,
         heads,
     )
+
+
+def place(state: TrainingState, accelerator: Accelerator) -> None:
+    """Moves everything to the process's device and wraps it for several processes.
+
+    Comes before weights and optimizers are loaded: an optimizer's step counts then stay on the
+    CPU, where AdamW reads them without waiting for a GPU.
+    """
+    state.average.to(accelerator.device)
+    with warnings.catch_warnings():
+        # torch 2.13 renamed broadcast_buffers; accelerate knows the old name only.
+        warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
+        state.codec, state.optimizer = accelerator.prepare(state.codec, state.optimizer)
+        if state.discriminators is not None:
+            state.discriminators, state.discriminator_optimizer = accelerator.prepare(
+                state.discriminators, state.discriminator_optimizer
+            )
+        if state.heads is not None:
+            state.heads = accelerator.prepare(state.heads)
+    state.scaler = accelerator.scaler
 
 
 def state_tensors(state: TrainingState) -> dict[str, dict[str, Tensor]]:

@@ -4,6 +4,7 @@ Only the main process has a tracker. Keys, each with a value at some steps:
 
     train/loss_<term>  train/loss_total  train/loss_discriminator      unweighted but the total
     train/gradient_norm  train/learning_rate  train/steps_per_s  train/audio_s_per_s
+    train/data_wait_s_per_s                                            near 0: data come in time
     train/usage_<book>  train/perplexity_<book>                        books from 1
     valid/mel_distance  valid/stoi  valid/pesq_wb
     valid/loss_distill_text  valid/loss_distill_speech                 with such teachers
