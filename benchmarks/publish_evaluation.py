@@ -16,9 +16,9 @@ import sys
 import time
 from pathlib import Path
 
-from dmcodec.evaluation.about import EvaluationConfig
+from dmcodec.evaluation.config import EvaluationConfig
+from dmcodec.evaluation.report.tables import notes, to_markdown, to_short_markdown
 from dmcodec.evaluation.run import evaluate
-from dmcodec.evaluation.tables import notes, to_markdown, to_short_markdown
 from dmcodec.metrics.measure import ScoringConfig
 
 SYSTEMS = (

@@ -161,7 +161,7 @@ def evaluate(model: GPT2LMHeadModel, ids: Tensor, vocabulary: Vocabulary) -> flo
 def go_on(
     model: GPT2LMHeadModel, codes: NDArray[np.uint16], vocabulary: Vocabulary, num_frames: int
 ) -> NDArray[np.int64]:
-    """The stream's books of codes [K, L], and frames that the model adds: [k, L + num_frames]."""
+    """The sequence's books of codes [K, L], and frames that the model adds: [k, L + num_frames]."""
     model.eval()
     ids = [vocabulary.start_id, *flatten(codes, vocabulary).tolist()]
     num_books, length = len(vocabulary.codebooks), model.config.n_positions

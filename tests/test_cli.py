@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from dmcodec import cli
 from dmcodec.audio import AudioError, SoundBytes, audio_info, read_audio, write_audio
-from dmcodec.cli.options import CommandError, describe
+from dmcodec.cli.options import CommandError, describe_problem
 from dmcodec.codec.model import Codec, CodecConfig
 from dmcodec.codec.quantizer import QuantizerConfig
 from dmcodec.codec.seanet import SEANetConfig
@@ -180,8 +180,8 @@ def test_errors_of_processes_that_read_data_are_one_sentence() -> None:
     with pytest.raises(AudioError) as caught:
         next(iter(loader))
 
-    assert describe(caught.value) == "x.wav: damaged: near its end\nand more"
-    assert describe(FileNotFoundError(2, "No such file", "a.wav")) == "a.wav: No such file"
+    assert describe_problem(caught.value) == "x.wav: damaged: near its end\nand more"
+    assert describe_problem(FileNotFoundError(2, "No such file", "a.wav")) == "a.wav: No such file"
 
 
 class _Broken(torch.utils.data.Dataset[int]):

@@ -74,7 +74,7 @@ def test_a_name_that_was_guessed_is_refused(
 
 
 def test_lock_file_and_cache_follow_no_link(tmp_path: Path) -> None:
-    from dmcodec.evaluation.storage import CachedScores, Workspace
+    from dmcodec.evaluation.workspace import CachedScores, Workspace
 
     victim = tmp_path / "victim"
     victim.write_text("precious")

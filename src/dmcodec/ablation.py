@@ -19,7 +19,7 @@ from pydantic import Field, model_validator
 
 from dmcodec.config import Record, load_config, parse_json
 from dmcodec.corpus.manifest import read_manifests
-from dmcodec.evaluation.about import EvaluationConfig
+from dmcodec.evaluation.config import EvaluationConfig
 from dmcodec.evaluation.rows import Row, components
 from dmcodec.evaluation.run import Evaluation, evaluate
 from dmcodec.evaluation.scoring import check_models
@@ -30,7 +30,7 @@ from dmcodec.metrics.registry import GROUPS, MEASURES
 from dmcodec.packages import import_package
 from dmcodec.storage import write_whole
 from dmcodec.training.experiment import Experiment
-from dmcodec.training.loop import check_device, train
+from dmcodec.training.loop import check_training_device, train
 from dmcodec.training.step import TrainingDiverged
 from dmcodec.training.teach import teach
 
@@ -154,7 +154,7 @@ def ablate(
         for row in config.rows
         for seed in config.seeds
     }
-    check_device(device)
+    check_training_device(device)
     has_words = (output / "words" / "rows.jsonl").is_file()
     _check_before_training(config, list(experiments.values()), needs_recognizer=not has_words)
     has_gpu = device != "cpu" and torch.cuda.is_available()

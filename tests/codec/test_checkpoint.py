@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from dmcodec.codec.checkpoint import CheckpointError
+from dmcodec.codec.checkpoint import WeightsError
 from dmcodec.codec.conv import add_weight_norm, remove_weight_norm
 from dmcodec.codec.model import Codec, load
 from dmcodec.config import ConfigError
@@ -144,7 +144,7 @@ def test_shards_of_another_config_are_refused(build_codec, tmp_path):
     config["seanet"]["dilation_base"] += 1
     (tmp_path / "config.json").write_text(json.dumps(config))
 
-    with pytest.raises(CheckpointError, match=r"saved with another config\.json"):
+    with pytest.raises(WeightsError, match=r"saved with another config\.json"):
         Codec.from_pretrained(tmp_path)
 
 
@@ -153,7 +153,7 @@ def test_missing_shard_of_a_codec_is_named(build_codec, tmp_path):
     path = sorted(tmp_path.glob("model-*.safetensors"))[1]
     path.unlink()
 
-    with pytest.raises(CheckpointError, match=f"{path.name} is missing"):
+    with pytest.raises(WeightsError, match=f"{path.name} is missing"):
         Codec.from_pretrained(tmp_path)
 
 
@@ -197,20 +197,20 @@ def test_missing_file_is_named(folder, name):
 def test_damaged_weights_are_an_error(folder, damage):
     path = folder / "model.safetensors"
     path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(CheckpointError, match=r"model\.safetensors is damaged"):
+    with pytest.raises(WeightsError, match=r"model\.safetensors is damaged"):
         Codec.from_pretrained(folder)
 
 
 @pytest.mark.parametrize("text", ["{", "", "[1]", '"x"', "[" * 100000, "\udcff"])
 def test_damaged_config_is_an_error(folder, text):
     (folder / "config.json").write_bytes(text.encode("utf-8", "surrogateescape"))
-    with pytest.raises(CheckpointError, match=r"config\.json (is not valid JSON|holds no table)"):
+    with pytest.raises(WeightsError, match=r"config\.json (is not valid JSON|holds no table)"):
         Codec.from_pretrained(folder)
 
 
 def test_other_formats_are_refused_with_a_hint(folder):
     change_config(folder, format="dmcodec-codec/2")
-    with pytest.raises(CheckpointError, match=r"'dmcodec-codec/2', not .*load_published"):
+    with pytest.raises(WeightsError, match=r"'dmcodec-codec/2', not .*load_published"):
         Codec.from_pretrained(folder)
 
 
@@ -223,7 +223,7 @@ def test_unknown_setting_is_an_error(folder):
 def test_weights_of_another_shape_are_named_before_anything_is_allocated(folder):
     config = json.loads((folder / "config.json").read_text())
     change_config(folder, seanet=config["seanet"] | {"latent_dim": 4096})
-    with pytest.raises(CheckpointError, match=r"5 of another shape \(encoder.conv_out.conv.weight"):
+    with pytest.raises(WeightsError, match=r"5 of another shape \(encoder.conv_out.conv.weight"):
         Codec.from_pretrained(folder)
 
 
@@ -237,7 +237,7 @@ def test_missing_and_unexpected_weights_are_named(folder):
     message = (
         r"2 missing \(encoder.conv_in.conv.bias; quantizer.codebooks\), 1 unexpected \(extra\)$"
     )
-    with pytest.raises(CheckpointError, match=message):
+    with pytest.raises(WeightsError, match=message):
         Codec.from_pretrained(folder)
 
 
@@ -310,7 +310,7 @@ def test_weights_that_would_give_codes_of_nothing_are_refused(folder, name, chan
 
     change_weights(folder, edit)
 
-    with pytest.raises(CheckpointError, match=rf"{name} {reason}"):
+    with pytest.raises(WeightsError, match=rf"{name} {reason}"):
         Codec.from_pretrained(folder)
 
 
@@ -319,7 +319,7 @@ def test_weights_that_do_not_fit_half_precision_are_not_saved(build_codec, tmp_p
     with torch.no_grad():
         codec.decoder.conv_out.conv.bias.fill_(1e6)  # float16 ends at 65504
 
-    with pytest.raises(CheckpointError, match=r"conv_out\.conv\.bias holds NaN or infinite"):
+    with pytest.raises(WeightsError, match=r"conv_out\.conv\.bias holds NaN or infinite"):
         codec.save_pretrained(tmp_path / "x", dtype=torch.float16)
     codec.save_pretrained(tmp_path / "x", dtype=torch.bfloat16)
 
@@ -333,7 +333,7 @@ def test_parts_of_two_models_in_one_folder_are_refused(folder, codec, tmp_path):
     other.save_pretrained(tmp_path / "other")
     shutil.copy(tmp_path / "other" / "config.json", folder / "config.json")
 
-    with pytest.raises(CheckpointError, match="parts of two models"):
+    with pytest.raises(WeightsError, match="parts of two models"):
         Codec.from_pretrained(folder)
 
 

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
-from dmcodec.codec.checkpoint import CheckpointError
+from dmcodec.codec.checkpoint import WeightsError
 from dmcodec.codec.published import load_published
 from dmcodec.config import ConfigError
 
@@ -443,7 +443,7 @@ def test_file_that_would_run_code_is_refused(weights, tmp_path, is_zip):
     content = {"generator": weights, "extra": Payload(str(trap))}
     torch.save(content, path, _use_new_zipfile_serialization=is_zip)
 
-    with pytest.raises(CheckpointError, match=r"SpeechTokenizer\.pt is refused.*could run code"):
+    with pytest.raises(WeightsError, match=r"SpeechTokenizer\.pt is refused.*could run code"):
         load_published(config, path)
 
     assert not trap.exists()
@@ -454,7 +454,7 @@ def test_file_that_would_run_code_is_refused(weights, tmp_path, is_zip):
 def test_damaged_file_is_refused(weights, tmp_path, name, size):
     config, path = write_files(tmp_path, TINY, weights, name)
     path.write_bytes(path.read_bytes()[:size])
-    with pytest.raises(CheckpointError, match="damaged"):
+    with pytest.raises(WeightsError, match="damaged"):
         load_published(config, path)
 
 
@@ -463,7 +463,7 @@ def test_damaged_file_is_refused(weights, tmp_path, name, size):
 )
 def test_file_without_a_state_dict_is_refused(tmp_path, content):
     files = write_files(tmp_path, TINY, content)
-    with pytest.raises(CheckpointError, match="holds no state dict"):
+    with pytest.raises(WeightsError, match="holds no state dict"):
         load_published(*files)
 
 
@@ -525,7 +525,7 @@ def replace(name, *shape):
 def test_tensors_that_do_not_fit_are_named(weights, tmp_path, change, message):
     change(weights)
     files = write_files(tmp_path, TINY, weights)
-    with pytest.raises(CheckpointError, match=message):
+    with pytest.raises(WeightsError, match=message):
         load_published(*files)
 
 
@@ -547,7 +547,7 @@ def test_tensors_that_do_not_fit_are_named(weights, tmp_path, change, message):
 )
 def test_config_of_another_network_is_told_by_its_tensors(weights, tmp_path, changes, message):
     files = write_files(tmp_path, TINY | changes, weights)
-    with pytest.raises(CheckpointError, match=message):
+    with pytest.raises(WeightsError, match=message):
         load_published(*files)
 
 

@@ -7,7 +7,14 @@ import torch
 from dmcodec.audio import SoundBytes, dump_wav, read_audio
 from dmcodec.demo import recordings
 from dmcodec.demo.models import Model, Refused
-from dmcodec.demo.recordings import Recording, clean_name, decode, describe, mix, open_recording
+from dmcodec.demo.recordings import (
+    Recording,
+    clean_name,
+    decode,
+    describe_books,
+    mix,
+    open_recording,
+)
 from dmcodec.packages import MissingPackage
 from dmcodec.tokens.bitstream import loads
 
@@ -60,7 +67,7 @@ def test_a_dmc_file_of_some_books_comes_back_as_these_books(recording: Recording
     assert torch.equal(again.codes, recording.codes[:2])
     assert torch.equal(again.codes, torch.from_numpy(loads(data).codes))
     assert again.original is None
-    assert "no original" in describe(again, decode(again, 2))["quality"]
+    assert "no original" in describe_books(again, decode(again, 2))["quality"]
 
 
 def test_a_dmc_file_is_known_by_its_content(recording: Recording) -> None:
@@ -145,7 +152,7 @@ def test_measures_without_their_package_say_which(
     monkeypatch.setattr(recordings, "pesq_wb", missing)
     monkeypatch.setattr(recordings, "stoi", lambda *_: 0.5)
 
-    rows = describe(recording, decode(recording, 2))
+    rows = describe_books(recording, decode(recording, 2))
 
     assert rows["STOI"] == "0.500 against the original"
     assert rows["PESQ-WB"] == "none: PESQ needs the package pesq: pip install it"

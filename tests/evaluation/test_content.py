@@ -9,7 +9,7 @@ import pytest
 
 from dmcodec.audio import write_audio
 from dmcodec.corpus.manifest import read_manifest
-from dmcodec.evaluation.about import EvaluationConfig
+from dmcodec.evaluation.config import EvaluationConfig
 from dmcodec.evaluation.content import choose_training, pronounce_all
 from dmcodec.evaluation.run import evaluate
 from dmcodec.metrics import probe

@@ -10,8 +10,9 @@ from dmcodec.audio import read_audio, write_audio
 from dmcodec.corpus.manifest import Utterance, read_manifest
 from dmcodec.evaluation.execution import HereExecutor
 from dmcodec.evaluation.reconstruct import SystemRun, fit_length, prepare_originals, run_system
-from dmcodec.evaluation.storage import Workspace
-from dmcodec.evaluation.systems import ORIGINAL, parse_systems
+from dmcodec.evaluation.systems.parsing import parse_systems
+from dmcodec.evaluation.systems.system import ORIGINAL
+from dmcodec.evaluation.workspace import Workspace
 
 
 def ignore(done: int, total: int) -> None:

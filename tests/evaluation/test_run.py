@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 import soundfile
 
-from dmcodec.evaluation.about import EvaluationConfig
-from dmcodec.evaluation.charts import Point, bitrate_chart
+from dmcodec.evaluation.config import EvaluationConfig
+from dmcodec.evaluation.report.charts import Point, bitrate_chart
 from dmcodec.evaluation.run import Evaluation, evaluate
-from dmcodec.evaluation.storage import CachedScores, SoundRecord, Workspace
+from dmcodec.evaluation.workspace import CachedScores, SoundRecord, Workspace
 from dmcodec.metrics import recognizers
 from dmcodec.metrics.measure import Group, ScoringConfig
 from dmcodec.metrics.registry import GROUPS, MEASURES
@@ -213,7 +213,7 @@ def test_limit_of_time_leaves_slow_measures_on_the_same_clips_of_all_systems(
 _KILLED = """
 import sys
 from pathlib import Path
-from dmcodec.evaluation.about import EvaluationConfig
+from dmcodec.evaluation.config import EvaluationConfig
 from dmcodec.evaluation.run import evaluate
 evaluate(EvaluationConfig.model_validate_json(sys.argv[1]), Path(sys.argv[2]))
 """

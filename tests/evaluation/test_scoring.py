@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from dmcodec.evaluation.scoring import cache_key, group_identity, score_group
-from dmcodec.evaluation.storage import CachedScores
+from dmcodec.evaluation.workspace import CachedScores
 from dmcodec.metrics.measure import Models, Original, ScoringConfig
 from dmcodec.metrics.registry import GROUPS
 from dmcodec.packages import MissingPackage

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from dmcodec.audio import write_audio
-from dmcodec.evaluation.about import EvaluationConfig
+from dmcodec.evaluation.config import EvaluationConfig
 from dmcodec.evaluation.run import evaluate
 from dmcodec.evaluation.scoring import SILENT_ORIGINAL, score_group
 from dmcodec.metrics.intelligibility import estoi

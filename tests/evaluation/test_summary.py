@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from dmcodec.corpus.manifest import Utterance
-from dmcodec.evaluation.about import EvaluationConfig
+from dmcodec.evaluation.config import EvaluationConfig
+from dmcodec.evaluation.report.tables import books_table, missing_notes, to_csv, to_markdown
 from dmcodec.evaluation.rows import Row, WordContext, components, make_row
 from dmcodec.evaluation.statistics import Bootstrap
-from dmcodec.evaluation.storage import CachedScores, SoundRecord
 from dmcodec.evaluation.summary import (
     CodesSummary,
     Figure,
@@ -23,8 +23,8 @@ from dmcodec.evaluation.summary import (
     summarize_differences,
     summarize_figures,
 )
-from dmcodec.evaluation.systems import ORIGINAL, SystemFacts
-from dmcodec.evaluation.tables import books_table, missing_notes, to_csv, to_markdown
+from dmcodec.evaluation.systems.system import ORIGINAL, SystemFacts
+from dmcodec.evaluation.workspace import CachedScores, SoundRecord
 from dmcodec.metrics.codes import book_statistics
 from dmcodec.metrics.registry import MEASURES
 

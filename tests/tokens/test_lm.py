@@ -31,7 +31,7 @@ CODES = np.array([[0, 1, 2], [3, 2, 1]])
 
 
 @st.composite
-def streams(draw: st.DrawFn) -> tuple[np.ndarray, Vocabulary]:
+def sequences(draw: st.DrawFn) -> tuple[np.ndarray, Vocabulary]:
     """Codes [K, L], L possibly 0, and a vocabulary of some of their books."""
     num_books = draw(st.integers(1, 9))
     size = draw(st.integers(1, 1024))
@@ -75,9 +75,9 @@ def test_one_table_a_book_has_no_offsets() -> None:
     np.testing.assert_array_equal(delay(CODES, tables), [[0, 1, 2, 6], [6, 3, 2, 1]])
 
 
-@given(streams())
-def test_flat_stream_has_its_inverse(stream: tuple[np.ndarray, Vocabulary]) -> None:
-    codes, vocabulary = stream
+@given(sequences())
+def test_flat_sequence_has_its_inverse(sequence: tuple[np.ndarray, Vocabulary]) -> None:
+    codes, vocabulary = sequence
     ids = flatten(codes, vocabulary)
 
     np.testing.assert_array_equal(unflatten(ids, vocabulary), chosen(codes, vocabulary))
@@ -85,20 +85,20 @@ def test_flat_stream_has_its_inverse(stream: tuple[np.ndarray, Vocabulary]) -> N
     assert ids.size == 0 or vocabulary.first_id <= ids.min() <= ids.max() < vocabulary.start_id
 
 
-@given(streams())
-def test_delayed_stream_has_its_inverse(stream: tuple[np.ndarray, Vocabulary]) -> None:
-    codes, vocabulary = stream
+@given(sequences())
+def test_delayed_sequence_has_its_inverse(sequence: tuple[np.ndarray, Vocabulary]) -> None:
+    codes, vocabulary = sequence
     delayed = wrap(delay(codes, vocabulary), vocabulary)
 
     found = undelay(unwrap(delayed, vocabulary), vocabulary)
     np.testing.assert_array_equal(found, chosen(codes, vocabulary))
 
 
-@given(streams())
+@given(sequences())
 def test_text_has_its_inverse_and_its_tokens_are_those_of_the_ids(
-    stream: tuple[np.ndarray, Vocabulary],
+    sequence: tuple[np.ndarray, Vocabulary],
 ) -> None:
-    codes, vocabulary = stream
+    codes, vocabulary = sequence
     text = to_text(codes, vocabulary)
 
     np.testing.assert_array_equal(from_text(text, vocabulary), chosen(codes, vocabulary))
@@ -129,11 +129,11 @@ def test_packed_documents_have_their_inverse(lengths: list[int], sequence_length
     assert ((ids == -5) == (numbers == -1)).all()
 
 
-@given(streams(), st.data())
+@given(sequences(), st.data())
 def test_leading_frames_end_before_the_first_id_out_of_place(
-    stream: tuple[np.ndarray, Vocabulary], data: st.DataObject
+    sequence: tuple[np.ndarray, Vocabulary], data: st.DataObject
 ) -> None:
-    codes, vocabulary = stream
+    codes, vocabulary = sequence
     ids = flatten(codes, vocabulary)
     cut = data.draw(st.integers(0, len(ids)))
     whole = cut // len(vocabulary.codebooks)
@@ -216,6 +216,6 @@ def test_packer_is_a_datasets_map() -> None:
     assert packed["input_ids"][-1][-1] == PAIR.pad_id
 
 
-def test_reading_streams_needs_no_torch() -> None:
+def test_reading_sequences_needs_no_torch() -> None:
     code = "import sys, dmcodec.tokens.lm; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

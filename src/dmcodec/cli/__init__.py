@@ -10,8 +10,8 @@ from typing import Annotated
 
 import typer
 
-from dmcodec.cli import files, jobs, pages, streams
-from dmcodec.cli.options import CommandError, describe, is_out_of_memory
+from dmcodec.cli import export, files, jobs, pages, streams
+from dmcodec.cli.options import CommandError, describe_problem, is_out_of_memory
 from dmcodec.cli.terminal import complain, printable, say, show_logs
 
 app = typer.Typer(
@@ -53,7 +53,7 @@ for _command in (
     jobs.evaluate,
     jobs.ablate,
     streams.stream,
-    streams.export,
+    export.export,
     pages.demo,
 ):
     app.command()(_command)
@@ -74,7 +74,7 @@ def main() -> None:
     try:
         app([_showable(argument) for argument in sys.argv[1:]])
     except (CommandError, ValueError, OSError, ModuleNotFoundError) as problem:
-        complain(describe(problem))
+        complain(describe_problem(problem))
         sys.exit(1)
     except (MemoryError, RuntimeError) as problem:
         if not is_out_of_memory(problem):

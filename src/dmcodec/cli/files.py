@@ -24,7 +24,7 @@ from dmcodec.cli.options import (
     Runtime,
     SearchWidth,
     Threads,
-    describe,
+    describe_problem,
     load_codec,
     open_engine,
     parse_columns,
@@ -279,7 +279,7 @@ def _for_each(
                         raise FileExistsError(f"{result} exists: give --force to replace it")
                 work(path, target)
             except (ValueError, OSError) as problem:
-                text = describe(problem)
+                text = describe_problem(problem)
                 failures.append(text if str(path) in text else f"{path}: {text}")
     for failure in failures:
         complain(failure)

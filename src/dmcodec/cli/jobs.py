@@ -17,9 +17,9 @@ from dmcodec.cli.options import (
     NumCodebooks,
     PrecisionName,
     SearchWidth,
-    check_device,
-    describe,
+    describe_problem,
     load_codec,
+    open_device,
     parse_columns,
     parse_seconds,
 )
@@ -115,7 +115,7 @@ def teach(
     from dmcodec.training.teach import teach as teach_stores
 
     experiment = load_config(config, Experiment, assignments)
-    check_device(device)
+    open_device(device)
     with _stage_progress() as progress:
         summaries = teach_stores(
             experiment, num_processes=processes, device=device, on_progress=progress
@@ -234,7 +234,7 @@ def tokenize(  # noqa: PLR0913 (one for each flag)
                 on_progress=advance,
             )
     except OSError as problem:
-        message = describe(problem)
+        message = describe_problem(problem)
         if problem.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO):
             message += "; finished shards are kept: run the same command again to go on"
         raise CommandError(message) from problem
@@ -332,12 +332,12 @@ def evaluate(  # noqa: PLR0913 (one for each flag)
     import os
 
     from dmcodec.config import apply_assignments, build_record
-    from dmcodec.evaluation.about import EvaluationConfig
+    from dmcodec.evaluation.config import EvaluationConfig
     from dmcodec.evaluation.run import evaluate as evaluate_systems
 
     if output_format not in ("table", "markdown"):
         raise CommandError(f"--format {output_format!r} is neither table nor markdown")
-    check_device(device)
+    open_device(device)
     table = {
         "manifests": manifests,
         "systems": systems,
@@ -439,7 +439,7 @@ def _show_evaluation(summary: "Summary", *, as_markdown: bool) -> None:
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    from dmcodec.evaluation.tables import missing_notes, short_table, to_short_markdown
+    from dmcodec.evaluation.report.tables import missing_notes, short_table, to_short_markdown
 
     if as_markdown:
         say(*to_short_markdown(summary).rstrip("\n").split("\n"))

@@ -74,7 +74,7 @@ class CommandError(Exception):
     """Ends the command with one sentence and exit code 1."""
 
 
-def describe(problem: Exception) -> str:
+def describe_problem(problem: Exception) -> str:
     """One sentence: of the system's errors the file and what happened to it, without numbers."""
     text = str(problem)
     if "\nOriginal Traceback" in text:  # so torch tells what a process that reads data raised
@@ -86,7 +86,7 @@ def describe(problem: Exception) -> str:
     return text or type(problem).__name__
 
 
-def check_device(device: str) -> "torch.device":
+def open_device(device: str) -> "torch.device":
     """The device, which computes and gives back; CommandError in one sentence otherwise."""
     import torch
 
@@ -132,7 +132,7 @@ def load_codec(
 
     if threads is not None:
         torch.set_num_threads(threads)
-    target = check_device(device)
+    target = open_device(device)
     codec = load(model).to(target)
     codec.precision = check_precision(precision, target)
     return codec

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from dmcodec.cli.options import Device, Threads, check_device, parse_seconds
+from dmcodec.cli.options import Device, Threads, open_device, parse_seconds
 from dmcodec.cli.terminal import say
 
 
@@ -31,7 +31,7 @@ def demo(
     from dmcodec.demo.serve import serve
 
     parse_seconds("--max-seconds", max_seconds)
-    target = check_device(device)
+    target = open_device(device)
     if threads is not None:
         torch.set_num_threads(threads)
     serve(

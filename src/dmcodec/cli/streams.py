@@ -1,4 +1,4 @@
-"""Commands for what is beyond files: streams between pipes, and exports to other runtimes."""
+"""The command for live sound, whose end is not known: stream."""
 
 import os
 import signal
@@ -7,12 +7,11 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import StrEnum
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, BinaryIO, cast
 
 import typer
 
-from dmcodec.cli.options import CommandError, SearchWidth, parse_seconds
+from dmcodec.cli.options import CommandError, SearchWidth
 from dmcodec.cli.terminal import say
 
 if TYPE_CHECKING:
@@ -222,40 +221,3 @@ def _wav_header(sample_rate: int) -> bytes:
     rate, byte_rate = sample_rate.to_bytes(4, "little"), (2 * sample_rate).to_bytes(4, "little")
     shape = b"\x10\0\0\0\x01\0\x01\0" + rate + byte_rate + b"\x02\0\x10\0"
     return b"RIFF" + unknown + b"WAVEfmt " + shape + b"data" + unknown
-
-
-def export(
-    output: Annotated[
-        Path, typer.Option("-o", "--output", metavar="DIR", help="Folder for the exported files.")
-    ],
-    model: Annotated[
-        str | None,
-        typer.Option(metavar="MODEL", help="Codec folder or Hub id; default: the bundled one."),
-    ] = None,
-    format: Annotated[str, typer.Option(metavar="onnx", help="The only format yet.")] = "onnx",
-    int8: Annotated[
-        bool, typer.Option("--int8", help="LSTM weights in 8 bits: faster, other codes.")
-    ] = False,
-    speech: Annotated[
-        list[Path] | None,
-        typer.Option(metavar="FILE", help="Speech for the report; default: noise and tones."),
-    ] = None,
-    seconds: Annotated[str, typer.Option(help="Lengths that are timed against torch.")] = "1,10,60",
-) -> None:
-    """Export a codec to ONNX (waveform to codes, codes to waveform), and report what it is worth.
-
-    `dmcodec encode --backend onnx --model DIR` and `decode` use the files without torch.
-    """
-    from dmcodec.codec.model import load
-    from dmcodec.export.comparison import measure_export
-    from dmcodec.export.networks import export_onnx
-
-    if format != "onnx":
-        raise CommandError(f"--format {format!r}: can export to onnx only")
-    durations = [
-        parse_seconds("--seconds", each.strip()) for each in seconds.split(",") if each.strip()
-    ]
-    codec = load(model)
-    export_onnx(codec, output, use_int8=int8)
-    for line in measure_export(codec, output, speech or [], durations):
-        say(line)

@@ -39,7 +39,7 @@ _FLOAT_NAMES = "float32, float16, bfloat16 or float64"
 AnyCodec = TypeVar("AnyCodec", bound=CodecNetwork)
 
 
-class CheckpointError(ValueError):
+class WeightsError(ValueError):
     """Weights or their config.json are damaged, or in a layout that this version cannot read."""
 
 
@@ -92,7 +92,7 @@ def load_pretrained(
 ) -> AnyCodec:
     """Reads a codec from a folder, or from the Hub when no such folder exists.
 
-    Raises FileNotFoundError where nothing is found, CheckpointError for damaged files and
+    Raises FileNotFoundError where nothing is found, WeightsError for damaged files and
     ConfigError for settings that this version does not know.
     """
     folder = Path(folder_or_id)
@@ -105,7 +105,7 @@ def load_pretrained(
     try:
         tensors, known = load_tensors(folder, _WEIGHTS)
     except TensorFileError as error:
-        raise CheckpointError(str(error)) from error
+        raise WeightsError(str(error)) from error
     codec = unfilled_codec(kind, config)
     expected = codec.state_dict()
     check_tensors(tensors, {name: value.shape for name, value in expected.items()}, path)
@@ -136,7 +136,7 @@ def load_codec_config(folder: Path) -> CodecConfig:
     table = read_json(path)
     written = table.pop("format", None)
     if written != _FORMAT:
-        raise CheckpointError(
+        raise WeightsError(
             f"{path} has format {written!r}, not {_FORMAT!r}; official DM-Codec and"
             " SpeechTokenizer weights are read by dmcodec.load_published(config, checkpoint)"
         )
@@ -144,22 +144,22 @@ def load_codec_config(folder: Path) -> CodecConfig:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The table in a JSON file; raises CheckpointError where there is none."""
+    """The table in a JSON file; raises WeightsError where there is none."""
     try:
         table = parse_json(path.read_bytes())
     except ValueError as error:
-        raise CheckpointError(f"{path} is not valid JSON: {error}") from error
+        raise WeightsError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(table, dict):
-        raise CheckpointError(f"{path} holds no table of settings")
+        raise WeightsError(f"{path} holds no table of settings")
     return table
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file; raises CheckpointError for a damaged one."""
+    """The tensors of a safetensors file; raises WeightsError for a damaged one."""
     try:
         return load_file(path)
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path} is damaged: {error}") from error
+        raise WeightsError(f"{path} is damaged: {error}") from error
 
 
 def unfilled_codec(kind: type[AnyCodec], config: CodecConfig) -> AnyCodec:
@@ -180,7 +180,7 @@ def fill_codec(codec: CodecNetwork, tensors: Mapping[str, Tensor]) -> None:
 def check_tensors(
     tensors: Mapping[str, Tensor], expected: Mapping[str, torch.Size], path: Path
 ) -> None:
-    """Raises CheckpointError, naming the first few, unless names and shapes are as expected."""
+    """Raises WeightsError, naming the first few, unless names and shapes are as expected."""
     shapes = {name: value.shape for name, value in tensors.items()}
     problems = {
         "missing": sorted(expected.keys() - shapes.keys()),
@@ -197,7 +197,7 @@ def check_tensors(
         if names
     ]
     if found:
-        raise CheckpointError(f"the tensors in {path} do not fit its config: " + ", ".join(found))
+        raise WeightsError(f"the tensors in {path} do not fit its config: " + ", ".join(found))
 
 
 def check_dtype(dtype: torch.dtype) -> None:
@@ -209,7 +209,7 @@ def check_dtype(dtype: torch.dtype) -> None:
 def check_values(
     tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], source: str
 ) -> None:
-    """Raises CheckpointError for tensors that would give codes of nothing.
+    """Raises WeightsError for tensors that would give codes of nothing.
 
     Those are numbers that are NaN or infinite, and integers in the place of floating-point weights.
     Names and shapes are checked elsewhere.
@@ -218,11 +218,9 @@ def check_values(
         if not expected[name].is_floating_point():
             continue
         if value.dtype not in _FLOAT_DTYPES:
-            raise CheckpointError(
-                f"{source}: {name} is {value.dtype}; weights must be {_FLOAT_NAMES}"
-            )
+            raise WeightsError(f"{source}: {name} is {value.dtype}; weights must be {_FLOAT_NAMES}")
         if not bool(torch.isfinite(value).all()):
-            raise CheckpointError(f"{source}: {name} holds NaN or infinite values")
+            raise WeightsError(f"{source}: {name} holds NaN or infinite values")
 
 
 def _hash_config(table: Mapping[str, Any]) -> str:
@@ -231,13 +229,13 @@ def _hash_config(table: Mapping[str, Any]) -> str:
 
 
 def _check_same_codec(saved_with: str | None, weights: Path, config: Path) -> None:
-    """Raises CheckpointError for weights that were saved with another config.json.
+    """Raises WeightsError for weights that were saved with another config.json.
 
     Shapes do not show all that decides codes (rate, dilation, order of strides). Weights that were
     saved before they knew their config are taken as they are.
     """
     if saved_with is not None and saved_with != _hash_config(read_json(config)):
-        raise CheckpointError(
+        raise WeightsError(
             f"{weights} was saved with another {config.name} than {config}: the folder holds parts "
             "of two models, or one was changed; save or copy the whole model again"
         )

@@ -12,7 +12,7 @@ from pydantic import ConfigDict, NonNegativeInt, PositiveInt
 from torch import Tensor
 
 from dmcodec.codec.checkpoint import (
-    CheckpointError,
+    WeightsError,
     check_tensors,
     check_values,
     fill_codec,
@@ -69,7 +69,7 @@ def load_published(config: str | Path, checkpoint: str | Path) -> Codec:
             trainer. Files that would run code when loaded are refused.
 
     Raises FileNotFoundError for missing files, ConfigError for a network that this codec cannot be,
-    and CheckpointError for files that are damaged, refused or do not fit together.
+    and WeightsError for files that are damaged, refused or do not fit together.
     """
     config, checkpoint = Path(config), Path(checkpoint)
     for path in (config, checkpoint):
@@ -127,14 +127,14 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         try:
             loaded = torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:  # a damaged or hostile file makes the reader raise anything
-            raise CheckpointError(
+            raise WeightsError(
                 f"{path} is refused: it is damaged, or holds more than tensors and loading it could"
                 f" run code ({type(error).__name__})"
             ) from error
     if isinstance(loaded, dict) and "generator" in loaded:
         loaded = loaded["generator"]
     if not isinstance(loaded, dict) or not all(isinstance(v, Tensor) for v in loaded.values()):
-        raise CheckpointError(f"{path} holds no state dict, neither at its top nor as 'generator'")
+        raise WeightsError(f"{path} holds no state dict, neither at its top nor as 'generator'")
     return {str(name).removeprefix("module."): value for name, value in loaded.items()}
 
 
@@ -161,7 +161,7 @@ def split_weight_norm(
             plain[name] = value
     if directions != sizes.keys():
         name = min(directions ^ sizes.keys())
-        raise CheckpointError(f"{path}: {name} has only one of direction and size (weight_v, _g)")
+        raise WeightsError(f"{path}: {name} has only one of direction and size (weight_v, _g)")
     return plain, sizes
 
 

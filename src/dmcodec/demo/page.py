@@ -20,7 +20,15 @@ from dmcodec.demo.pictures import (
     show_pictures,
     show_players,
 )
-from dmcodec.demo.recordings import Decoded, Fit, Recording, decode, describe, mix, open_recording
+from dmcodec.demo.recordings import (
+    Decoded,
+    Fit,
+    Recording,
+    decode,
+    describe_books,
+    mix,
+    open_recording,
+)
 from dmcodec.demo.visits import VISIT_S, Visits, write_codes, write_sound
 
 CLIPS = {
@@ -225,7 +233,7 @@ class Page:
         if recording is None or decoded is None:
             return {self.figures: "", self.pictures: ""}
         return {
-            self.figures: show_figures(describe(recording, decoded)),
+            self.figures: show_figures(describe_books(recording, decoded)),
             self.pictures: show_pictures(recording, decoded),
         }
 

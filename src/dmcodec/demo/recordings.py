@@ -138,7 +138,7 @@ def decode(recording: Recording, num_codebooks: int, first_codebook: int = 0) ->
     return Decoded(num_codebooks, waveform, time.perf_counter() - started)
 
 
-def describe(recording: Recording, decoded: Decoded) -> dict[str, str]:
+def describe_books(recording: Recording, decoded: Decoded) -> dict[str, str]:
     """What the first books of a recording cost and are worth, by name."""
     rows = describe_cost(
         recording.model.codec,

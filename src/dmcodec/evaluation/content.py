@@ -19,13 +19,14 @@ from torch import Tensor
 from dmcodec.audio import SAMPLE_RATE, Waveform, remove_dc, samples_to_seconds
 from dmcodec.corpus.manifest import Utterance, read_manifests
 from dmcodec.corpus.sources import measure, read_utterance
-from dmcodec.evaluation.about import EvaluationConfig
+from dmcodec.evaluation.config import EvaluationConfig
 from dmcodec.evaluation.execution import open_executor
 from dmcodec.evaluation.protocols import rank_clip
 from dmcodec.evaluation.reconstruct import SystemRun, use_one_thread
 from dmcodec.evaluation.statistics import Bootstrap, Estimate, ratio
-from dmcodec.evaluation.storage import CachedScores, Sounds, Workspace, hash_file, hash_text
-from dmcodec.evaluation.systems import ORIGINAL, CodedSystem, SystemSpec, open_system
+from dmcodec.evaluation.systems.opening import open_system
+from dmcodec.evaluation.systems.system import ORIGINAL, CodedSystem, SystemSpec
+from dmcodec.evaluation.workspace import CachedScores, Sounds, Workspace, hash_file, hash_text
 from dmcodec.metrics.measure import Unmeasurable
 from dmcodec.metrics.phones import PhoneAligner
 from dmcodec.metrics.probe import RECIPE, SpokenVectors, fill_up, phone_errors, train_probe

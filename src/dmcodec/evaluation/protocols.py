@@ -5,7 +5,7 @@ from hashlib import blake2b
 from typing import Literal
 
 from dmcodec.corpus.manifest import Utterance
-from dmcodec.evaluation.storage import hash_text
+from dmcodec.evaluation.workspace import hash_text
 
 Protocol = Literal["full", "dmcodec-300"]
 

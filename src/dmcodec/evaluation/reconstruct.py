@@ -23,14 +23,15 @@ from dmcodec.audio import SAMPLE_RATE, Waveform, read_audio, remove_dc, resample
 from dmcodec.config import Record, parse_json
 from dmcodec.corpus.manifest import Utterance
 from dmcodec.corpus.sources import read_utterance
-from dmcodec.evaluation.storage import (
+from dmcodec.evaluation.systems.opening import open_system
+from dmcodec.evaluation.systems.system import ORIGINAL, System, SystemFacts, SystemSpec
+from dmcodec.evaluation.workspace import (
     SoundRecord,
     Workspace,
     hash_file,
     hash_text,
     hash_waveform,
 )
-from dmcodec.evaluation.systems import ORIGINAL, System, SystemFacts, SystemSpec, open_system
 from dmcodec.metrics.measure import is_silent
 from dmcodec.storage import write_whole
 

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from dmcodec.config import Record
 from dmcodec.corpus.manifest import Utterance
-from dmcodec.evaluation.storage import CachedScores, SoundRecord
+from dmcodec.evaluation.workspace import CachedScores, SoundRecord
 from dmcodec.metrics.measure import Measure, Unmeasurable
 from dmcodec.metrics.registry import GROUPS, MEASURES
 from dmcodec.metrics.words import ErrorCounts, count_errors

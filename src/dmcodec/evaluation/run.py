@@ -15,7 +15,9 @@ from functools import partial
 from pathlib import Path
 
 from dmcodec.corpus.manifest import Utterance, read_manifests
-from dmcodec.evaluation.about import EvaluationConfig, describe
+from dmcodec.evaluation.about import describe_conditions
+from dmcodec.evaluation.codes import align_originals, summarize_codes
+from dmcodec.evaluation.config import EvaluationConfig
 from dmcodec.evaluation.content import measure_content
 from dmcodec.evaluation.execution import open_executor
 from dmcodec.evaluation.protocols import choose_clips, hash_clips, rank_clip
@@ -25,7 +27,9 @@ from dmcodec.evaluation.reconstruct import (
     run_system,
     use_one_thread,
 )
-from dmcodec.evaluation.report import write_report
+from dmcodec.evaluation.report.report import write_report
+from dmcodec.evaluation.report.tables import to_csv, to_markdown
+from dmcodec.evaluation.report.versa import export_versa
 from dmcodec.evaluation.rows import Row, WordContext, make_row
 from dmcodec.evaluation.scoring import (
     SILENT_ORIGINAL,
@@ -37,17 +41,15 @@ from dmcodec.evaluation.scoring import (
     score_in_process,
     start_process,
 )
-from dmcodec.evaluation.storage import (
+from dmcodec.evaluation.summary import CodesSummary, Summary, summarize
+from dmcodec.evaluation.systems.parsing import parse_systems
+from dmcodec.evaluation.systems.system import ORIGINAL, SystemSpec
+from dmcodec.evaluation.workspace import (
     CachedScores,
     Sounds,
     Workspace,
     write_json_lines,
 )
-from dmcodec.evaluation.streams import align_originals, summarize_codes
-from dmcodec.evaluation.summary import CodesSummary, Summary, summarize
-from dmcodec.evaluation.systems import ORIGINAL, SystemSpec, parse_systems
-from dmcodec.evaluation.tables import to_csv, to_markdown
-from dmcodec.evaluation.versa import export_versa
 from dmcodec.metrics.recognizers import POCKETSPHINX, resolve_recognizer
 from dmcodec.metrics.registry import GROUPS
 from dmcodec.metrics.words import make_normalizer
@@ -147,7 +149,7 @@ def _evaluate(
         }
     progress("statistics and report", 0, 1)
     clips_hash = hash_clips(utterances, lambda clip: sounds[ORIGINAL, clip].sound_hash)
-    about = describe(config, utterances, clips_hash, lost)
+    about = describe_conditions(config, utterances, clips_hash, lost)
     summary = summarize(config, about, reference, runs, rows, codes)
     _write_results(config, output, summary, rows, utterances, workspace)
     progress("statistics and report", 1, 1)

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from dmcodec.audio import SAMPLE_RATE, Waveform, read_audio
-from dmcodec.evaluation.storage import CachedScores, Workspace, hash_text
+from dmcodec.evaluation.workspace import CachedScores, Workspace, hash_text
 from dmcodec.metrics.measure import (
     Group,
     Models,

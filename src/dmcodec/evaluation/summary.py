@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from dmcodec.audio import samples_to_seconds
 from dmcodec.config import Record
-from dmcodec.evaluation.about import EvaluationConfig
+from dmcodec.evaluation.config import EvaluationConfig
 from dmcodec.evaluation.reconstruct import SystemRun
 from dmcodec.evaluation.rows import Row, components
 from dmcodec.evaluation.statistics import (
@@ -20,7 +20,7 @@ from dmcodec.evaluation.statistics import (
     information_lost,
     ratio,
 )
-from dmcodec.evaluation.systems import ORIGINAL, SystemFacts
+from dmcodec.evaluation.systems.system import ORIGINAL, SystemFacts
 from dmcodec.metrics.codes import BookStatistics, PhoneInformation
 from dmcodec.metrics.measure import Measure
 from dmcodec.metrics.registry import MEASURES

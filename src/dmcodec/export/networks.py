@@ -73,7 +73,7 @@ def export_onnx(codec: Codec, folder: Path, *, use_int8: bool = False) -> None:
         folder: made if missing; files of these names are replaced when all are complete.
         use_int8: LSTM weights in 8 bits; smaller and faster, but some codes differ.
 
-    Raises ModuleNotFoundError without onnx, CheckpointError for weights that are not finite.
+    Raises ModuleNotFoundError without onnx, WeightsError for weights that are not finite.
     """
     import_package("onnx", "export")
     check_weights(codec)

@@ -244,7 +244,7 @@ def _do_shard(
     failed: dict[str, str] = {}
     for utterance in utterances:
         try:
-            stored.append(describe(teacher, frames, utterance))
+            stored.append(extract_utterance(teacher, frames, utterance))
         except (ValueError, OSError) as problem:
             failed[utterance.id] = str(problem)
     if stored:
@@ -253,7 +253,9 @@ def _do_shard(
     return _ShardResult(len(stored), num_empty, failed)
 
 
-def describe(teacher: Teacher, frames: CodecFrames, utterance: Utterance) -> StoredUtterance:
+def extract_utterance(
+    teacher: Teacher, frames: CodecFrames, utterance: Utterance
+) -> StoredUtterance:
     """Features and words of one utterance, which is read whole, its DC removed."""
     waveform = remove_dc(read_utterance(utterance, sample_rate=TIME_RATE))
     num_samples = len(waveform)

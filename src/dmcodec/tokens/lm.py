@@ -1,4 +1,4 @@
-"""Codes as streams for language models, and back: ids, delay pattern, text tokens, packing.
+"""Codes as sequences for language models, and back: ids, delay pattern, text tokens, packing.
 
 Numpy arrays in and out, no torch. Codes are `[K, L]` of one recording with book 1 in row 0; every
 form has its exact inverse, which refuses what the form cannot hold.
@@ -21,13 +21,13 @@ _IGNORED_LABEL = -100  # what Hugging Face losses leave out
 
 @dataclass(frozen=True, kw_only=True)
 class Vocabulary:
-    """Which books a stream holds and which id each code has.
+    """Which books a sequence holds and which id each code has.
 
     Code c of book k (from 0) has the id `first_id + k * codebook_size + c`, whichever other books
     are used; start, end and padding ids follow the last book.
 
     Attributes:
-        codebooks: books of the stream, from 0, ascending: (0,) is book 1 alone.
+        codebooks: books of the sequence, from 0, ascending: (0,) is book 1 alone.
         codebook_size: V.
         first_id: ids below it belong to others, such as a text vocabulary.
         use_offsets: False gives code c the id `first_id + c` in every book, for models with one
@@ -51,7 +51,7 @@ class Vocabulary:
 
     @property
     def offsets(self) -> Ids:
-        """The id of code 0 in each book of the stream, [k]."""
+        """The id of code 0 in each book of the sequence, [k]."""
         steps = np.asarray(self.codebooks, dtype=np.int64) * self.use_offsets
         return self.first_id + steps * self.codebook_size
 
@@ -83,15 +83,15 @@ def flatten(codes: ArrayLike, vocabulary: Vocabulary) -> Ids:
 
 
 def unflatten(ids: ArrayLike, vocabulary: Vocabulary) -> Ids:
-    """The codes of the stream's books, [L * k] -> [k, L]; refuses special ids and cut frames."""
-    stream = _integers(ids, 1)
+    """The codes of the sequence's books, [L * k] -> [k, L]; refuses special ids and cut frames."""
+    sequence = _integers(ids, 1)
     num_books = len(vocabulary.codebooks)
-    if len(stream) % num_books:
+    if len(sequence) % num_books:
         raise ValueError(
-            f"{len(stream)} ids are no whole number of frames of {num_books} books; "
+            f"{len(sequence)} ids are no whole number of frames of {num_books} books; "
             "leading_frames reads as far as it can"
         )
-    return _to_codes(stream.reshape(-1, num_books).T, vocabulary)
+    return _to_codes(sequence.reshape(-1, num_books).T, vocabulary)
 
 
 def leading_frames(ids: ArrayLike, vocabulary: Vocabulary) -> Ids:
@@ -99,9 +99,9 @@ def leading_frames(ids: ArrayLike, vocabulary: Vocabulary) -> Ids:
 
     [N] -> [k, M] with M <= N / k, possibly 0. End, start and padding ids are out of place too.
     """
-    stream = _integers(ids, 1)
+    sequence = _integers(ids, 1)
     num_books = len(vocabulary.codebooks)
-    frames = stream[: len(stream) // num_books * num_books].reshape(-1, num_books)  # [L, k]
+    frames = sequence[: len(sequence) // num_books * num_books].reshape(-1, num_books)  # [L, k]
     codes = frames - vocabulary.offsets
     is_wrong = ((codes < 0) | (codes >= vocabulary.codebook_size)).any(axis=1)
     num_frames = int(is_wrong.argmax()) if is_wrong.any() else len(frames)
@@ -123,43 +123,43 @@ def delay(codes: ArrayLike, vocabulary: Vocabulary) -> Ids:
 
 
 def undelay(ids: ArrayLike, vocabulary: Vocabulary) -> Ids:
-    """The codes of a delayed stream, [k, L + k - 1] -> [k, L]."""
+    """The codes of a delayed sequence, [k, L + k - 1] -> [k, L]."""
     delayed = _integers(ids, 2)
     num_books = len(vocabulary.codebooks)
     num_frames = delayed.shape[1] - num_books + 1
     if len(delayed) != num_books or num_frames < 0:
         raise ValueError(
-            f"a delayed stream of {num_books} books is [{num_books}, {num_books - 1} or more], "
+            f"a delayed sequence of {num_books} books is [{num_books}, {num_books - 1} or more], "
             f"got {delayed.shape}"
         )
     ids = np.stack([row[j : j + num_frames] for j, row in enumerate(delayed)])
     corners = [np.delete(row, np.s_[j : j + num_frames]) for j, row in enumerate(delayed)]
     if any((corner != vocabulary.pad_id).any() for corner in corners):
-        raise ValueError(f"the corners of a delayed stream must be pad_id {vocabulary.pad_id}")
+        raise ValueError(f"the corners of a delayed sequence must be pad_id {vocabulary.pad_id}")
     return _to_codes(ids, vocabulary)
 
 
 def wrap(ids: ArrayLike, vocabulary: Vocabulary) -> Ids:
-    """The stream between start and end ids, [..., N] -> [..., N + 2]; flat or delayed."""
-    stream = np.asarray(ids, dtype=np.int64)
-    ends = ((0, 0),) * (stream.ndim - 1) + ((1, 1),)
-    specials = ((0, 0),) * (stream.ndim - 1) + ((vocabulary.start_id, vocabulary.end_id),)
-    return np.pad(stream, ends, constant_values=specials)
+    """The sequence between start and end ids, [..., N] -> [..., N + 2]; flat or delayed."""
+    sequence = np.asarray(ids, dtype=np.int64)
+    ends = ((0, 0),) * (sequence.ndim - 1) + ((1, 1),)
+    specials = ((0, 0),) * (sequence.ndim - 1) + ((vocabulary.start_id, vocabulary.end_id),)
+    return np.pad(sequence, ends, constant_values=specials)
 
 
 def unwrap(ids: ArrayLike, vocabulary: Vocabulary) -> Ids:
-    """The stream without its start and end ids, which must be there."""
-    stream = np.asarray(ids, dtype=np.int64)
-    is_whole = stream.shape[-1] >= 2 and bool(
-        (stream[..., 0] == vocabulary.start_id).all()
-        and (stream[..., -1] == vocabulary.end_id).all()
+    """The sequence without its start and end ids, which must be there."""
+    sequence = np.asarray(ids, dtype=np.int64)
+    is_whole = sequence.shape[-1] >= 2 and bool(
+        (sequence[..., 0] == vocabulary.start_id).all()
+        and (sequence[..., -1] == vocabulary.end_id).all()
     )
     if not is_whole:
         raise ValueError(
-            f"the stream does not begin with start_id {vocabulary.start_id} and end with "
+            f"the sequence does not begin with start_id {vocabulary.start_id} and end with "
             f"end_id {vocabulary.end_id}"
         )
-    return stream[..., 1:-1]
+    return sequence[..., 1:-1]
 
 
 def merge_repeats(codes: ArrayLike) -> tuple[Ids, Ids]:
@@ -181,7 +181,7 @@ def repeat_frames(codes: ArrayLike, durations: ArrayLike) -> Ids:
 
 
 def to_text(codes: ArrayLike, vocabulary: Vocabulary) -> str:
-    """The flat stream in words, `<|s1_17|><|s2_300|>...`; books count from 1 here."""
+    """The flat sequence in words, `<|s1_17|><|s2_300|>...`; books count from 1 here."""
     rows = _select(codes, vocabulary)  # [k, L]
     names = [f"<|s{book + 1}_" for book in vocabulary.codebooks]
     return "".join(f"{name}{c}|>" for frame in rows.T for name, c in zip(names, frame, strict=True))
@@ -217,7 +217,7 @@ def token_names(vocabulary: Vocabulary) -> list[str]:
 def add_tokens(tokenizer: Any, vocabulary: Vocabulary, model: Any = None) -> Vocabulary:
     """Adds the text tokens to a Hugging Face tokenizer, and rows to a model's embeddings.
 
-    Gives the vocabulary whose ids are those of the tokenizer, so that streams can be made as
+    Gives the vocabulary whose ids are those of the tokenizer, so that sequences can be made as
     numbers. Adding twice changes nothing.
 
     Args:
@@ -247,30 +247,30 @@ def pack(documents: Sequence[ArrayLike], sequence_length: int, pad_id: int) -> t
     """
     if sequence_length < 1:
         raise ValueError(f"sequence_length must be positive, got {sequence_length}")
-    streams = [_integers(document, 1) for document in documents]
-    lengths = np.array([len(stream) for stream in streams], dtype=np.int64)
+    sequences = [_integers(document, 1) for document in documents]
+    lengths = np.array([len(sequence) for sequence in sequences], dtype=np.int64)
     if (lengths == 0).any():
         raise ValueError(f"document {int(lengths.argmin())} is empty; wrap it or leave it out")
     num_ids = int(lengths.sum())
     num_rows = -(-num_ids // sequence_length)
     ids = np.full(num_rows * sequence_length, pad_id, dtype=np.int64)
     numbers = np.full(num_rows * sequence_length, -1, dtype=np.int64)
-    if streams:
-        ids[:num_ids] = np.concatenate(streams)
-        numbers[:num_ids] = np.repeat(np.arange(len(streams)), lengths)
+    if sequences:
+        ids[:num_ids] = np.concatenate(sequences)
+        numbers[:num_ids] = np.repeat(np.arange(len(sequences)), lengths)
     shape = (num_rows, sequence_length)
     return ids.reshape(shape), numbers.reshape(shape)
 
 
 def unpack(ids: ArrayLike, document_numbers: ArrayLike) -> list[Ids]:
     """The documents that `pack` put into rows."""
-    stream, numbers = _integers(ids, 2).reshape(-1), _integers(document_numbers, 2).reshape(-1)
-    if len(stream) != len(numbers):
-        raise ValueError(f"{len(stream)} ids and {len(numbers)} document numbers do not agree")
-    stream, numbers = stream[numbers >= 0], numbers[numbers >= 0]
-    if not len(stream):
+    sequence, numbers = _integers(ids, 2).reshape(-1), _integers(document_numbers, 2).reshape(-1)
+    if len(sequence) != len(numbers):
+        raise ValueError(f"{len(sequence)} ids and {len(numbers)} document numbers do not agree")
+    sequence, numbers = sequence[numbers >= 0], numbers[numbers >= 0]
+    if not len(sequence):
         return []
-    return np.split(stream, np.flatnonzero(np.diff(numbers)) + 1)
+    return np.split(sequence, np.flatnonzero(np.diff(numbers)) + 1)
 
 
 @dataclass(frozen=True)
@@ -303,7 +303,7 @@ class Packer:
 
 
 def _to_ids(codes: ArrayLike, vocabulary: Vocabulary) -> Ids:
-    """The ids of the stream's books, [K, L] -> [k, L]."""
+    """The ids of the sequence's books, [K, L] -> [k, L]."""
     return _select(codes, vocabulary) + vocabulary.offsets[:, None]
 
 

@@ -182,7 +182,7 @@ def _train(
     return TrainingResult(state.step, scores)
 
 
-def check_device(device: str) -> None:
+def check_training_device(device: str) -> None:
     """Raises ValueError unless `train` takes this device, and has it."""
     if device not in ("auto", "cpu", "cuda"):
         raise ValueError(
@@ -194,7 +194,7 @@ def check_device(device: str) -> None:
 
 
 def _make_accelerator(experiment: Experiment, device: str) -> Accelerator:
-    check_device(device)
+    check_training_device(device)
     AcceleratorState._reset_state()  # of an earlier run in this process, perhaps another precision
     accelerator = Accelerator(
         # accelerate joins several processes without a GPU only when told that there is none.

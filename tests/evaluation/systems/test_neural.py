@@ -9,7 +9,9 @@ import torch
 from tests.metrics.conftest import TINY_WAV2VEC2
 
 from dmcodec.codec.model import Codec
-from dmcodec.evaluation.systems import System, open_system, parse_system, parse_systems
+from dmcodec.evaluation.systems.opening import open_system
+from dmcodec.evaluation.systems.parsing import parse_system, parse_systems
+from dmcodec.evaluation.systems.system import System
 from dmcodec.packages import MissingPackage
 
 

@@ -21,7 +21,7 @@ from dmcodec.audio import (
     resample,
     write_audio,
 )
-from dmcodec.evaluation.systems import Reconstruction, System, SystemFacts, SystemSpec
+from dmcodec.evaluation.systems.system import System, SystemFacts, SystemOutput, SystemSpec
 from dmcodec.packages import find_program
 
 _TIMEOUT_S = 600
@@ -80,9 +80,7 @@ class Opus:
             delay_samples=spec.delay_samples or 0,
         )
 
-    def reconstruct(
-        self, waveform: Waveform, sample_rate: int, utterance_id: str
-    ) -> Reconstruction:
+    def reconstruct(self, waveform: Waveform, sample_rate: int, utterance_id: str) -> SystemOutput:
         """Through a temporary Ogg file; opusdec removes the codec's delay itself."""
         with tempfile.TemporaryDirectory() as folder:
             source, coded, result = (Path(folder) / n for n in ("in.wav", "x.opus", "out.wav"))
@@ -93,7 +91,7 @@ class Opus:
             rate = ["--rate", str(sample_rate)]
             _run([self._decoder, "--quiet", "--float", *rate, str(coded), str(result)])
             decoded = time.perf_counter()
-            return Reconstruction(
+            return SystemOutput(
                 read_audio(result, sample_rate=sample_rate),
                 sample_rate,
                 ogg_packet_bits(coded.read_bytes(), num_headers=2),
@@ -126,9 +124,7 @@ class Codec2:
             delay_samples=delay if spec.delay_samples is None else spec.delay_samples,
         )
 
-    def reconstruct(
-        self, waveform: Waveform, sample_rate: int, utterance_id: str
-    ) -> Reconstruction:
+    def reconstruct(self, waveform: Waveform, sample_rate: int, utterance_id: str) -> SystemOutput:
         """Through pipes; zeros at the end let the last samples come out after the delay."""
         signal = resample(waveform, sample_rate, _CODEC2_RATE)
         num_frames = -(-len(signal) // self._frame)
@@ -141,7 +137,7 @@ class Codec2:
         output = _run([self._decoder, self._mode, "-", "-"], coded)
         decoded = time.perf_counter()
         num_bits = round(len(coded) * 8 * num_frames / flushed)  # the flushing is not counted
-        return Reconstruction(
+        return SystemOutput(
             np.frombuffer(output, "<i2").astype(np.float32) / np.float32(32768),
             _CODEC2_RATE,
             num_bits,
@@ -173,9 +169,7 @@ class Ffmpeg:
             delay_samples=spec.delay_samples or 0,
         )
 
-    def reconstruct(
-        self, waveform: Waveform, sample_rate: int, utterance_id: str
-    ) -> Reconstruction:
+    def reconstruct(self, waveform: Waveform, sample_rate: int, utterance_id: str) -> SystemOutput:
         """Through temporary files."""
         quiet = [self._program, "-nostdin", "-v", "error", "-y"]
         names = ("in.wav", f"x.{_FFMPEG_CONTAINERS.get(self._encoder, 'mka')}", "out.wav")
@@ -190,7 +184,7 @@ class Ffmpeg:
             decoded = time.perf_counter()
             entries = ["-v", "error", "-show_entries", "packet=size", "-of", "json"]
             packets = json.loads(_run([self._probe, *entries, str(coded)]))["packets"]
-            return Reconstruction(
+            return SystemOutput(
                 read_audio(result, sample_rate=sample_rate),
                 sample_rate,
                 8 * sum(int(packet["size"]) for packet in packets),
@@ -221,14 +215,12 @@ class Folder:
             delay_samples=spec.delay_samples or 0,
         )
 
-    def reconstruct(
-        self, waveform: Waveform, sample_rate: int, utterance_id: str
-    ) -> Reconstruction:
+    def reconstruct(self, waveform: Waveform, sample_rate: int, utterance_id: str) -> SystemOutput:
         """Reads the file; nothing is encoded here."""
         path = self._paths.get(utterance_id)
         if path is None:
             raise FileNotFoundError(f"{self._folder / utterance_id}.*: no such sound file")
-        return Reconstruction(read_audio(path, sample_rate=sample_rate), sample_rate)
+        return SystemOutput(read_audio(path, sample_rate=sample_rate), sample_rate)
 
 
 class Command:
@@ -252,9 +244,7 @@ class Command:
             delay_samples=spec.delay_samples or 0,
         )
 
-    def reconstruct(
-        self, waveform: Waveform, sample_rate: int, utterance_id: str
-    ) -> Reconstruction:
+    def reconstruct(self, waveform: Waveform, sample_rate: int, utterance_id: str) -> SystemOutput:
         """Runs the command on a temporary 16-bit WAV file; encoding and decoding are not apart."""
         with tempfile.TemporaryDirectory() as folder:
             source, result = Path(folder) / "in.wav", Path(folder) / "out.wav"
@@ -266,7 +256,7 @@ class Command:
             _run(words)
             if not result.is_file():
                 raise ValueError(f"{words[0]}: ended without writing the file {{out}}")
-            return Reconstruction(read_audio(result, sample_rate=sample_rate), sample_rate)
+            return SystemOutput(read_audio(result, sample_rate=sample_rate), sample_rate)
 
 
 def ogg_packet_bits(data: bytes, num_headers: int) -> int:

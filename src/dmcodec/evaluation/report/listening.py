@@ -13,12 +13,12 @@ import numpy as np
 import torch
 
 from dmcodec.audio import SAMPLE_RATE, read_audio, samples_to_seconds
-from dmcodec.evaluation.page import heading, table
 from dmcodec.evaluation.protocols import rank_clip
+from dmcodec.evaluation.report.html import heading, table
 from dmcodec.evaluation.rows import Row
-from dmcodec.evaluation.storage import Workspace
 from dmcodec.evaluation.summary import Summary, SystemSummary
-from dmcodec.evaluation.systems import ORIGINAL
+from dmcodec.evaluation.systems.system import ORIGINAL
+from dmcodec.evaluation.workspace import Workspace
 from dmcodec.metrics.registry import MEASURES
 from dmcodec.packages import import_package
 from dmcodec.spectral import Mel, log_mel_spectrogram

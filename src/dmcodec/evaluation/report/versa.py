@@ -8,8 +8,8 @@ from pathlib import Path
 
 from dmcodec.corpus.manifest import Utterance
 from dmcodec.evaluation.rows import Row
-from dmcodec.evaluation.storage import Workspace
-from dmcodec.evaluation.systems import ORIGINAL
+from dmcodec.evaluation.systems.system import ORIGINAL
+from dmcodec.evaluation.workspace import Workspace
 from dmcodec.storage import replace_together, write_whole
 
 

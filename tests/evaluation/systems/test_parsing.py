@@ -1,6 +1,7 @@
 import pytest
 
-from dmcodec.evaluation.systems import SystemSpec, parse_system, parse_systems
+from dmcodec.evaluation.systems.parsing import parse_system, parse_systems
+from dmcodec.evaluation.systems.system import SystemSpec
 
 
 @pytest.mark.parametrize(

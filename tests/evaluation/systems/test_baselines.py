@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 
 from dmcodec.audio import write_audio
-from dmcodec.evaluation.baselines import ogg_packet_bits
-from dmcodec.evaluation.systems import System, open_system, parse_system
+from dmcodec.evaluation.systems.baselines import ogg_packet_bits
+from dmcodec.evaluation.systems.opening import open_system
+from dmcodec.evaluation.systems.parsing import parse_system
+from dmcodec.evaluation.systems.system import System
 from dmcodec.metrics.signal import delay_ms
 
 needs_opus = pytest.mark.skipif(shutil.which("opusenc") is None, reason="no opus-tools")

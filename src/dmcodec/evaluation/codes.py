@@ -7,9 +7,9 @@ import numpy as np
 
 from dmcodec.audio import SAMPLE_RATE, read_audio
 from dmcodec.corpus.manifest import Utterance
-from dmcodec.evaluation.storage import CachedScores, SoundRecord, Workspace, hash_text
 from dmcodec.evaluation.summary import CodesSummary
-from dmcodec.evaluation.systems import ORIGINAL, SystemFacts
+from dmcodec.evaluation.systems.system import ORIGINAL, SystemFacts
+from dmcodec.evaluation.workspace import CachedScores, SoundRecord, Workspace, hash_text
 from dmcodec.metrics.codes import PhoneInformation, book_statistics, phone_information
 from dmcodec.metrics.measure import Unmeasurable
 from dmcodec.metrics.phones import NOT_SPEECH, PhoneAligner, dump_phones, label_frames, load_phones

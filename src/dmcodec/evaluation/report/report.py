@@ -10,19 +10,24 @@ from pathlib import Path
 
 import numpy as np
 
-from dmcodec.evaluation.charts import Point, bitrate_chart, legend_marker, spread_chart
-from dmcodec.evaluation.listening import Budget, choose_played, extremes_section, listen_section
-from dmcodec.evaluation.page import anchor, captioned, cell, heading, page, table
-from dmcodec.evaluation.rows import Row
-from dmcodec.evaluation.storage import Workspace
-from dmcodec.evaluation.summary import Summary
-from dmcodec.evaluation.systems import ORIGINAL
-from dmcodec.evaluation.tables import (
+from dmcodec.evaluation.report.charts import Point, bitrate_chart, legend_marker, spread_chart
+from dmcodec.evaluation.report.html import anchor, captioned, cell, heading, page, table
+from dmcodec.evaluation.report.listening import (
+    Budget,
+    choose_played,
+    extremes_section,
+    listen_section,
+)
+from dmcodec.evaluation.report.tables import (
     books_table,
     facts_of,
     missing_notes,
     show_difference,
 )
+from dmcodec.evaluation.rows import Row
+from dmcodec.evaluation.summary import Summary
+from dmcodec.evaluation.systems.system import ORIGINAL
+from dmcodec.evaluation.workspace import Workspace
 from dmcodec.metrics.measure import Measure
 from dmcodec.metrics.registry import MEASURES
 from dmcodec.storage import write_whole

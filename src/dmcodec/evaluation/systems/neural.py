@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from dmcodec.audio import Waveform, resample
 from dmcodec.codec.model import Codec, Encoded
 from dmcodec.codec.search_limits import check_search_width
-from dmcodec.evaluation.systems import Reconstruction, System, SystemFacts, SystemSpec
+from dmcodec.evaluation.systems.system import System, SystemFacts, SystemOutput, SystemSpec
 from dmcodec.packages import import_package
 from dmcodec.pretrained.models import find_model, import_transformers, load_weights, read_config
 
@@ -70,9 +70,7 @@ class OurCodec:
             delay_samples=spec.delay_samples or 0,
         )
 
-    def reconstruct(
-        self, waveform: Waveform, sample_rate: int, utterance_id: str
-    ) -> Reconstruction:
+    def reconstruct(self, waveform: Waveform, sample_rate: int, utterance_id: str) -> SystemOutput:
         """Encodes with the books up to the last, decodes with the chosen ones."""
         rate = self._codec.config.sample_rate
         signal = resample(waveform, sample_rate, rate)
@@ -87,7 +85,7 @@ class OurCodec:
         decoded, decode_s = _timed(lambda: self._codec.decode(encoded), self._codec.device)
         codes = encoded.item(0).cpu().numpy()
         num_bits = round(codes.size * self._bits_per_code)
-        return Reconstruction(decoded[0].cpu().numpy(), rate, num_bits, codes, encode_s, decode_s)
+        return SystemOutput(decoded[0].cpu().numpy(), rate, num_bits, codes, encode_s, decode_s)
 
     def code_vectors(self, waveform: Waveform, sample_rate: int) -> NDArray[np.float32]:
         """The sum of the code vectors of the chosen books, [L, D], of a waveform [T]."""
@@ -164,9 +162,7 @@ class TransformersCodec:
         )
 
     @torch.inference_mode()
-    def reconstruct(
-        self, waveform: Waveform, sample_rate: int, utterance_id: str
-    ) -> Reconstruction:
+    def reconstruct(self, waveform: Waveform, sample_rate: int, utterance_id: str) -> SystemOutput:
         """Encodes and decodes; stereo models get the same signal twice, their mean is kept."""
         batch = self._as_batch(waveform, sample_rate)
         (codes, state), encode_s = _timed(
@@ -174,7 +170,7 @@ class TransformersCodec:
         )
         decoded, decode_s = _timed(lambda: self._calls.decode(state), self._device)
         num_bits = round(codes.numel() * self._bits_per_code)
-        return Reconstruction(
+        return SystemOutput(
             decoded[0].mean(dim=0).float().cpu().numpy(),
             self._calls.output_rate or self._rate,
             num_bits,

@@ -1,0 +1,1 @@
+"""What can be evaluated: codecs that run in torch, programs, folders of finished sound."""
