@@ -12,8 +12,8 @@ demo: $(VENV)/.ready-for-demo
 # One thread for each test worker: the workers are the parallelism.
 test: export OMP_NUM_THREADS = 1
 test: $(VENV)/.ready-for-tests
-	$(BIN)/ruff check src tests benchmarks examples docs
-	$(BIN)/ruff format --check src tests benchmarks examples docs
+	$(BIN)/ruff check src tests benchmarks examples docs/generated.py
+	$(BIN)/ruff format --check src tests benchmarks examples docs/generated.py
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/pytest -q -n 2 --dist loadfile
