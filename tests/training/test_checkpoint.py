@@ -390,11 +390,30 @@ def test_start_from_another_network_is_refused(fresh_state, tiny, finished_run, 
         initialize_from(state, last if source == "checkpoint" else finished_run / "codec")
 
 
-def test_start_from_other_discriminators_is_refused(fresh_state, tiny, last):
+def test_start_from_other_discriminators_makes_new_ones_and_says_so(
+    fresh_state, tiny, last, caplog
+):
+    caplog.set_level("INFO", logger="dmcodec")
     state = fresh_state(tiny("adversary.networks.stft_filters=6"))
+    fresh = {k: v.clone() for k, v in state.discriminators.state_dict().items()}
 
-    with pytest.raises(CheckpointError, match="discriminators does not fit"):
-        initialize_from(state, last)
+    initialize_from(state, last)
+
+    torch.testing.assert_close(state.discriminators.state_dict(), fresh, rtol=0, atol=0)
+    assert f"not from {last}, but new: discriminators" in caplog.messages
+
+
+def test_discriminators_beside_a_codec_folder_are_taken(
+    fresh_state, tiny, finished_run, last, tmp_path
+):
+    shutil.copytree(finished_run / "codec", tmp_path / "codec")
+    shutil.copy(last / "discriminators.safetensors", tmp_path / "codec")
+    state = fresh_state(tiny())
+
+    initialize_from(state, tmp_path / "codec")
+
+    expected = load_file(last / "discriminators.safetensors")
+    torch.testing.assert_close(state.discriminators.state_dict(), expected, rtol=0, atol=0)
 
 
 def test_checkpoints_have_the_permissions_of_the_umask(fresh_state, tiny, tmp_path):

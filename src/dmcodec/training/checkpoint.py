@@ -10,6 +10,7 @@ import json
 import logging
 import math
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -145,9 +146,9 @@ def load_experiment(checkpoint: Path) -> Experiment:
 def initialize_from(state: TrainingState, source: Path) -> None:
     """Starts a run from the weights of a checkpoint, of a kit or of a codec folder (or Hub id).
 
-    From a checkpoint or kit come the averaged codec and, where the run has them, the
-    discriminators; from a codec folder the codec alone. Optimizers start anew, and so does a
-    decoder of another kind or size than the source's.
+    The averaged codec of a checkpoint or the codec of a folder, and the discriminators where they
+    lie beside it, as they do beside the bundled model. Optimizers start anew, and so does a
+    decoder, or an adversary, of another kind or size than the source's.
 
     Raises CheckpointError where the networks differ.
     """
@@ -163,6 +164,12 @@ def initialize_from(state: TrainingState, source: Path) -> None:
     # A run may begin with other teachers than its source had, or with another decoder.
     anew = [_FEATURE_MAP] * (config.feature_dim != target.config.feature_dim)
     anew += [_DECODER] * (config.decoder != target.config.decoder)
+    adversary: dict[str, Tensor] = {}
+    if state.discriminators is not None and are_there(source, "discriminators"):
+        adversary = _read_tensors(source, "discriminators")
+        if _shapes(adversary) != _shapes(unwrapped(state.discriminators).state_dict()):
+            adversary = {}
+            logger.info("not from %s, but new: discriminators", source)
     if anew:
         fresh = target.state_dict()
         weights = {k: v for k, v in weights.items() if not k.startswith(tuple(anew))}
@@ -173,9 +180,8 @@ def initialize_from(state: TrainingState, source: Path) -> None:
     try:
         load_module(target, weights, "codec")
         load_module(unwrapped(state.codec), weights, "codec")
-        if state.discriminators is not None and are_there(source, "discriminators"):
-            tensors = _read_tensors(source, "discriminators")
-            load_module(unwrapped(state.discriminators), tensors, "discriminators")
+        if state.discriminators is not None and adversary:
+            load_module(unwrapped(state.discriminators), adversary, "discriminators")
     except StateError as error:
         raise CheckpointError(f"{source}: {error}") from error
 
@@ -244,6 +250,10 @@ def _averaged_weights(checkpoint: Path) -> dict[str, Tensor]:
     tensors = _read_tensors(checkpoint, "average")
     prefix = "module."
     return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+
+
+def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, torch.Size]:
+    return {name: value.shape for name, value in tensors.items()}
 
 
 def _read_tensors(checkpoint: Path, name: str) -> dict[str, Tensor]:
