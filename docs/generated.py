@@ -9,6 +9,7 @@ import inspect
 import re
 from collections.abc import Iterator
 from enum import Enum
+from importlib import import_module
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin
@@ -80,8 +81,7 @@ def guided_names() -> set[tuple[str, str]]:
 
 def first_paragraph(module: str) -> str:
     """What a module says of itself, without what it says to those who read its source."""
-    tree = ast.parse((ROOT / "src" / (module.replace(".", "/") + ".py")).read_text("utf-8"))
-    return (ast.get_docstring(tree) or "").split("\n\n")[0]
+    return (inspect.getdoc(import_module(module)) or "").split("\n\n")[0]
 
 
 # Commands

@@ -34,6 +34,12 @@ def test_no_release_with_a_known_hole_is_admitted(name: str, release: str) -> No
     assert not any(each.specifier.contains(release) for each in found)
 
 
+def test_the_citation_names_the_version() -> None:
+    citation = (Path(__file__).parents[1] / "CITATION.cff").read_text()
+
+    assert f"\nversion: {PROJECT['version']}\n" in citation
+
+
 def test_what_is_installed_is_admitted() -> None:
     for each in REQUIREMENTS:
         try:
