@@ -6,8 +6,9 @@ from pydantic import ValidationError
 
 from dmcodec.audio import AudioError, read_audio, resample, write_audio
 from dmcodec.codec import model as model_module
+from dmcodec.codec.batches import similar_lengths
 from dmcodec.codec.conv import add_weight_norm
-from dmcodec.codec.model import Codec, CodecConfig, Encoded, _similar_lengths
+from dmcodec.codec.model import Codec, CodecConfig, Encoded
 from dmcodec.codec.quantizer import QuantizerConfig
 from dmcodec.codec.seanet import SEANetConfig
 
@@ -81,10 +82,10 @@ def test_batch_decodes_to_the_waveforms_of_its_items_and_zeros(codec, singles, b
 def test_items_of_like_length_share_a_batch_once_it_is_busy():
     sizes = [50, 100, 81, 79, 99, 10, 9, 80]
 
-    assert _similar_lengths(sizes, 250) == [[1, 4, 2, 7], [3, 0, 5, 6]]  # 79 < 0.8 x 100
-    assert _similar_lengths(sizes, 150) == [[1, 4, 2, 7], [3, 0], [5, 6]]
-    assert _similar_lengths(sizes, 1_000_000) == [[1, 4, 2, 7, 3, 0, 5, 6]]
-    assert _similar_lengths([7], 1) == [[0]]
+    assert similar_lengths(sizes, 250) == [[1, 4, 2, 7], [3, 0, 5, 6]]  # 79 < 0.8 x 100
+    assert similar_lengths(sizes, 150) == [[1, 4, 2, 7], [3, 0], [5, 6]]
+    assert similar_lengths(sizes, 1_000_000) == [[1, 4, 2, 7, 3, 0, 5, 6]]
+    assert similar_lengths([7], 1) == [[0]]
 
 
 def test_plain_batches_of_like_length_give_what_items_give_alone(

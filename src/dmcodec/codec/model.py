@@ -4,7 +4,7 @@ The network is in network.py.
 """
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from numbers import Integral
 from pathlib import Path
@@ -12,9 +12,9 @@ from typing import Self
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from dmcodec.codec.batches import BUSY_FRAMES, in_batches, stack_padded
 from dmcodec.codec.card import Card, card_text, sample_file
 from dmcodec.codec.checkpoint import (
     CARD_NAME,
@@ -37,12 +37,6 @@ Codes = Tensor | np.ndarray | Sequence[object]
 
 LONG_FRAMES = 3000
 """Longer audio (a minute for the paper's codec) goes through long.py: `Codec.is_long`."""
-
-BUSY_FRAMES = 5000
-"""Frames in a batch, padding included, that keep a GPU busy: from here on lengths are sorted."""
-
-LEAST_FILL = 0.8
-"""In such a batch the shortest item has this much of the longest one's length."""
 
 
 class WaveformError(ValueError):
@@ -164,7 +158,7 @@ class Codec(CodecNetwork):
         ]
         num_samples = torch.tensor([len(w) for w in waveforms], device=self.device)
         return Encoded(
-            _stack_padded(codes), ceil_div(num_samples, self.config.hop_length), num_samples
+            stack_padded(codes), ceil_div(num_samples, self.config.hop_length), num_samples
         )
 
     @torch.no_grad()
@@ -214,7 +208,7 @@ class Codec(CodecNetwork):
             else next(together)
             for c, size in zip(items, sizes, strict=True)
         ]
-        decoded = _stack_padded([w[:size] for w, size in zip(waveforms, num_samples, strict=True)])
+        decoded = stack_padded([w[:size] for w, size in zip(waveforms, num_samples, strict=True)])
         if not bool(torch.isfinite(decoded).all()):
             raise WaveformError("decoding gave NaN or infinite samples: the weights are damaged")
         return decoded
@@ -296,7 +290,7 @@ class Codec(CodecNetwork):
             joined = torch.cat(latents, dim=1)[None]
             codes = self.quantizer.encode(joined, num_codebooks, search_width=search_width)[0]
             return list(torch.split(codes, [x.shape[1] for x in latents], dim=1))
-        return _in_batches(
+        return in_batches(
             lambda batch: self._encode_padded(batch, num_codebooks, search_width),
             waveforms,
             BUSY_FRAMES * self.config.hop_length,
@@ -310,7 +304,7 @@ class Codec(CodecNetwork):
         is_mixed = len({len(w) for w in waveforms}) > 1
         with computing_in(self.precision, self.device):
             latents = self.encoder(
-                _stack_padded(waveforms)[:, None], sizes if is_mixed else None
+                stack_padded(waveforms)[:, None], sizes if is_mixed else None
             )  # [B, D, L]
         codes = self.quantizer.encode(latents, num_codebooks, search_width=search_width)
         frames = [ceil_div(len(w), self.config.hop_length) for w in waveforms]
@@ -323,7 +317,7 @@ class Codec(CodecNetwork):
         decoder = self._inference.decoder(self)
         if decoder is not None:
             return decoder([self.quantizer.decode(c[None], first_codebook)[0] for c in codes])
-        return _in_batches(
+        return in_batches(
             lambda batch: self._decode_padded(batch, first_codebook), codes, BUSY_FRAMES
         )
 
@@ -331,7 +325,7 @@ class Codec(CodecNetwork):
         """Waveforms [max L_i * hop_length] of codes [K, L_i] in one padded batch."""
         frames = torch.tensor([c.shape[1] for c in codes], device=self.device)
         is_mixed = len({c.shape[1] for c in codes}) > 1
-        quantized = self.quantizer.decode(_stack_padded(codes), first_codebook)
+        quantized = self.quantizer.decode(stack_padded(codes), first_codebook)
         with computing_in(self.precision, self.device):
             waveforms = self.decoder(quantized, frames if is_mixed else None)
         return list(waveforms[:, 0].float())
@@ -350,40 +344,6 @@ class Codec(CodecNetwork):
 def load(folder_or_id: str | Path | None = None) -> Codec:
     """The bundled model, or the codec in a folder or on the Hub; in evaluation mode on the CPU."""
     return load_bundled(Codec) if folder_or_id is None else load_pretrained(Codec, folder_or_id)
-
-
-def _in_batches(
-    function: Callable[[list[Tensor]], list[Tensor]], items: list[Tensor], busy_size: int
-) -> list[Tensor]:
-    """What `function` makes of items [..., L_i], in their order, given those of like length."""
-    results: dict[int, Tensor] = {}
-    for numbers in _similar_lengths([item.shape[-1] for item in items], busy_size):
-        made = function([items[number] for number in numbers])
-        results |= zip(numbers, made, strict=True)
-    return [results[number] for number in range(len(items))]
-
-
-def _similar_lengths(sizes: Sequence[int], busy_size: int) -> list[list[int]]:
-    """Which items share a batch, the longest first.
-
-    A batch that is not yet `busy_size` (its items times the longest) takes whatever comes: steps
-    of an LSTM follow each other, so a further batch would cost more than the padding.
-    """
-    batches: list[list[int]] = []
-    longest = 0
-    for number in sorted(range(len(sizes)), key=lambda n: -sizes[n]):
-        is_busy = bool(batches) and len(batches[-1]) * longest >= busy_size
-        if not batches or (is_busy and sizes[number] < LEAST_FILL * longest):
-            batches.append([])
-            longest = sizes[number]
-        batches[-1].append(number)
-    return batches
-
-
-def _stack_padded(items: list[Tensor]) -> Tensor:
-    """Items [..., L_i] as one tensor [B, ..., max L], zero beyond each item's end."""
-    longest = max(item.shape[-1] for item in items)
-    return torch.stack([F.pad(item, (0, longest - item.shape[-1])) for item in items])
 
 
 def _to_tensor(codes: Codes) -> Tensor:
