@@ -18,12 +18,21 @@ from pydantic import Field, model_validator
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from dmcodec.audio import MAX_SAMPLE_RATE, SAMPLE_RATE, Waveform, remove_dc, samples_to_seconds
+from dmcodec.audio import (
+    MAX_SAMPLE_RATE,
+    SAMPLE_RATE,
+    Waveform,
+    from_int16,
+    remove_dc,
+    samples_to_seconds,
+    to_int16,
+)
 from dmcodec.config import Record
 from dmcodec.corpus.lines import Columns
 from dmcodec.corpus.manifest import Utterance
 from dmcodec.corpus.sources import measure, read_utterance
 from dmcodec.data.features import SegmentGuidance, TeacherStores
+from dmcodec.tokens.bitstream import count_frames
 from dmcodec.tokens.shards import read_rows
 
 logger = logging.getLogger(__name__)
@@ -232,7 +241,7 @@ class SegmentDataset(Dataset[Segment]):
         found = []
         for utterance, num_samples in zip(self.utterances, self.num_samples.tolist(), strict=True):
             row = stored.get(utterance.id)
-            expected = -(-num_samples // self.config.hop_length)
+            expected = count_frames(num_samples, self.config.hop_length)
             if row is None or row.codes.shape[1] != expected:
                 have = "no codes" if row is None else f"{row.codes.shape[1]} frames"
                 raise ValueError(
@@ -245,7 +254,7 @@ class SegmentDataset(Dataset[Segment]):
     def _read(self, index: int, start_samples: int, num_samples: int) -> Waveform:
         if self._preloaded is not None:
             integers = self._preloaded[index][start_samples : start_samples + num_samples]
-            return integers.astype(np.float32) / np.float32(32768)
+            return from_int16(integers)
         return read_utterance(
             self.utterances[index],
             sample_rate=self.config.sample_rate,
@@ -321,5 +330,4 @@ def _measure(utterance: Utterance, config: DataConfig) -> int:
 
 def _decode_to_int16(utterance: Utterance, sample_rate: int) -> npt.NDArray[np.int16]:
     """The whole utterance `[T]`, rounded to 16 bits; samples beyond full scale are clipped."""
-    waveform = read_utterance(utterance, sample_rate=sample_rate)
-    return np.clip(np.round(waveform * 32768.0), -32768, 32767).astype(np.int16)
+    return to_int16(read_utterance(utterance, sample_rate=sample_rate))
