@@ -14,13 +14,16 @@ from dmcodec.audio import (
     AudioError,
     AudioInfo,
     audio_info,
+    dump_pcm_16,
     find_audio_files,
+    from_int16,
     read_audio,
     remove_dc,
     resample,
     resampled_length,
     samples_to_seconds,
     seconds_to_samples,
+    to_int16,
     write_audio,
     write_audio_blocks,
 )
@@ -409,3 +412,14 @@ def test_full_disk_is_an_error_with_the_path(tmp_path: Path) -> None:
     assert "OSError" in result.stderr
     assert "big.wav: cannot be written" in result.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_floats_become_the_nearest_16_bits_and_loud_ones_the_loudest() -> None:
+    waveform = np.array([0, 1.4 / 32768, -1.6 / 32768, 1, -1, 3, -3], np.float32)
+
+    integers = to_int16(waveform)
+
+    assert integers.tolist() == [0, 1, -2, 32767, -32768, 32767, -32768]
+    assert dump_pcm_16(waveform)[:6] == b"\x00\x00\x01\x00\xfe\xff"
+    everything = np.arange(-32768, 32768).astype(np.int16)
+    np.testing.assert_array_equal(to_int16(from_int16(everything)), everything)

@@ -211,9 +211,35 @@ def dump_wav(waveform: npt.NDArray[np.floating], sample_rate: int) -> bytes:
 def dump_wav_16(waveform: npt.NDArray[np.floating], sample_rate: int) -> bytes:
     """A mono waveform `[T]` as the bytes that `write_audio` writes into a WAV file."""
     buffer = io.BytesIO()
-    integers = _to_int16(_check_waveform(waveform))
+    integers = to_int16(_check_waveform(waveform))
     soundfile.write(buffer, integers, sample_rate, format="WAV", subtype="PCM_16")
     return buffer.getvalue()
+
+
+def wav_head_16(sample_rate: int) -> bytes:
+    """What goes before `dump_pcm_16` of mono in a WAV file of unknown length.
+
+    It states the largest size, as programs write to pipes.
+    """
+    unknown = (0xFFFFFFFF).to_bytes(4, "little")
+    rate, byte_rate = sample_rate.to_bytes(4, "little"), (2 * sample_rate).to_bytes(4, "little")
+    shape = b"\x10\0\0\0\x01\0\x01\0" + rate + byte_rate + b"\x02\0\x10\0"
+    return b"RIFF" + unknown + b"WAVEfmt " + shape + b"data" + unknown
+
+
+def to_int16(waveform: npt.NDArray[np.floating]) -> npt.NDArray[np.int16]:
+    """The nearest 16-bit samples; those beyond full scale are clipped. Any shape."""
+    return np.clip(np.round(waveform * 32768.0), -32768, 32767).astype(np.int16)
+
+
+def from_int16(samples: npt.NDArray[np.integer]) -> Waveform:
+    """16-bit samples as float32 in [-1, 1), exactly. Any shape."""
+    return samples.astype(np.float32) / np.float32(32768)
+
+
+def dump_pcm_16(waveform: npt.NDArray[np.floating]) -> bytes:
+    """`to_int16` as raw little-endian bytes, as programs take it through pipes."""
+    return to_int16(waveform).astype("<i2").tobytes()
 
 
 def write_audio_blocks(
@@ -240,7 +266,7 @@ def write_audio_blocks(
                     problem = find_problem(block) if block.size else None
                     if problem is not None:
                         raise ValueError(f"{path}: the waveform {problem}; not written")
-                    file.write(_to_int16(block))
+                    file.write(to_int16(block))
         except (soundfile.LibsndfileError, AssertionError) as error:
             # An assertion is how soundfile says that not everything was written.
             reason = sink.error or getattr(error, "error_string", None)
@@ -399,11 +425,6 @@ def check_samples(waveform: npt.ArrayLike) -> npt.NDArray[np.floating]:
             "(16-bit samples divided by 32768)"
         )
     return waveform
-
-
-def _to_int16(waveform: npt.NDArray[np.floating]) -> npt.NDArray[np.int16]:
-    """The nearest 16-bit samples; those beyond full scale are clipped."""
-    return np.clip(np.round(waveform * 32768.0), -32768, 32767).astype(np.int16)
 
 
 def _check_waveform(waveform: npt.NDArray[np.floating]) -> Waveform:

@@ -9,9 +9,7 @@ import numpy as np
 from dmcodec.audio import Waveform, read_audio, samples_to_seconds
 from dmcodec.codec.model import Codec
 from dmcodec.files import Engine, decode_bytes
-from dmcodec.metrics.intelligibility import stoi
-from dmcodec.metrics.measure import Unmeasurable
-from dmcodec.metrics.opinion import pesq_wb
+from dmcodec.metrics.pair import score_pair
 from dmcodec.metrics.signal import log_mel
 from dmcodec.packages import import_package
 from dmcodec.storage import open_whole
@@ -52,12 +50,7 @@ def reconstruct(
     started = time.perf_counter()
     decoded, _ = decode_bytes(engine, data)
     decode_s = time.perf_counter() - started
-    scores, missing = {}, {}
-    for name, measure in (("stoi", stoi), ("pesq_wb", pesq_wb)):
-        try:
-            scores[name] = measure(original, decoded, engine.sample_rate)
-        except Unmeasurable as reason:
-            missing[name] = str(reason)
+    scores, missing = score_pair(original, decoded, engine.sample_rate)
     return Reconstruction(original, decoded, codes, data, encode_s, decode_s, scores, missing)
 
 

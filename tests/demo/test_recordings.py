@@ -5,7 +5,6 @@ import pytest
 import torch
 
 from dmcodec.audio import SoundBytes, dump_wav, read_audio
-from dmcodec.demo import recordings
 from dmcodec.demo.models import Model, Refused
 from dmcodec.demo.recordings import (
     Recording,
@@ -15,6 +14,7 @@ from dmcodec.demo.recordings import (
     mix,
     open_recording,
 )
+from dmcodec.metrics import pair
 from dmcodec.packages import MissingPackage
 from dmcodec.tokens.bitstream import loads
 
@@ -149,8 +149,8 @@ def test_measures_without_their_package_say_which(
     def missing(*_: object) -> float:
         raise MissingPackage("PESQ needs the package pesq: pip install it")
 
-    monkeypatch.setattr(recordings, "pesq_wb", missing)
-    monkeypatch.setattr(recordings, "stoi", lambda *_: 0.5)
+    monkeypatch.setitem(pair.STOI_AND_PESQ, "pesq_wb", missing)
+    monkeypatch.setitem(pair.STOI_AND_PESQ, "stoi", lambda *_: 0.5)
 
     rows = describe_books(recording, decode(recording, 2))
 

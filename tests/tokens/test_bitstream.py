@@ -16,6 +16,7 @@ from dmcodec.tokens.bitstream import (
     BitstreamError,
     CodeFile,
     Header,
+    count_frames,
     dumps,
     loads,
     pack_bits,
@@ -587,3 +588,7 @@ def test_any_bytes_are_read_and_other_things_refused_in_a_sentence() -> None:
     for wrong in ("x.dmc", Path("x.dmc"), None):
         with pytest.raises(ValueError, match=r"give the content of a \.dmc file as bytes, not"):
             loads(wrong)  # type: ignore[arg-type]
+
+
+def test_a_frame_begun_counts_as_one() -> None:
+    assert [count_frames(n, 320) for n in (0, 1, 320, 321, 640)] == [0, 1, 1, 2, 2]

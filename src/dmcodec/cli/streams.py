@@ -169,6 +169,7 @@ def decode_stream(codec: "Codec", source: BinaryIO, sink: BinaryIO, *, is_wav: b
     import numpy as np
     import torch
 
+    from dmcodec.audio import dump_pcm_16, wav_head_16
     from dmcodec.codec.streaming import StreamDecoder, StreamState
     from dmcodec.tokens.packets import PacketReader
 
@@ -178,7 +179,7 @@ def decode_stream(codec: "Codec", source: BinaryIO, sink: BinaryIO, *, is_wav: b
     warm_up = torch.zeros(reader.header.num_codebooks, 1, dtype=torch.int64)
     decoder.push([warm_up], [StreamState()])  # the first pass sets up
     if is_wav:
-        sink.write(_wav_header(config.sample_rate))
+        sink.write(wav_head_16(config.sample_rate))
         sink.flush()
     clock, state = _Clock(), StreamState()
     while (packet := reader.read()) is not None:
@@ -186,7 +187,7 @@ def decode_stream(codec: "Codec", source: BinaryIO, sink: BinaryIO, *, is_wav: b
         codes = torch.from_numpy(packet.codes.astype(np.int64))
         (waveform,), (state,) = decoder.push([codes], [state])
         samples = waveform[: packet.num_samples].cpu().numpy()
-        sink.write(np.clip(np.round(samples * 32768.0), -32768, 32767).astype("<i2").tobytes())
+        sink.write(dump_pcm_16(samples))
         sink.flush()
         clock.count(started, packet.num_samples)
     return clock.describe(config.sample_rate)
@@ -213,11 +214,3 @@ def _read_sound(source: BinaryIO, sample_rate: int, size: int) -> "Iterator[np.n
             yield buffer[:size]
             buffer = buffer[size:]
     yield buffer
-
-
-def _wav_header(sample_rate: int) -> bytes:
-    """Of 16-bit mono whose size is not known: the largest, as programs write to pipes."""
-    unknown = (0xFFFFFFFF).to_bytes(4, "little")
-    rate, byte_rate = sample_rate.to_bytes(4, "little"), (2 * sample_rate).to_bytes(4, "little")
-    shape = b"\x10\0\0\0\x01\0\x01\0" + rate + byte_rate + b"\x02\0\x10\0"
-    return b"RIFF" + unknown + b"WAVEfmt " + shape + b"data" + unknown

@@ -8,7 +8,6 @@ import bz2
 import gzip
 import lzma
 import shutil
-import struct
 import tarfile
 import tempfile
 import zlib
@@ -19,6 +18,7 @@ from threading import Lock
 from typing import Any, BinaryIO, NamedTuple, cast
 
 from dmcodec.audio import AUDIO_SUFFIXES, AudioError
+from dmcodec.sound.layout import read_wav_bytes
 from dmcodec.sound.media import MEDIA_SUFFIXES
 
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
@@ -173,11 +173,7 @@ def read_ark_sound(path: Path, offset: int) -> bytes:
     """The WAV file that begins at a byte of a Kaldi archive."""
     with path.open("rb") as file:
         file.seek(offset)
-        head = file.read(8)
-        if head[:4] != b"RIFF" or len(head) < 8:
-            raise AudioError(f"{path}: no WAV file begins at byte {offset}")
-        (size,) = struct.unpack("<I", head[4:])
-        data = head + file.read(size)
-    if len(data) != 8 + size:
-        raise AudioError(f"{path}: cut short in the WAV file at byte {offset}")
-    return data
+        try:
+            return read_wav_bytes(file)
+        except AudioError as error:
+            raise AudioError(f"{path}: {error} at byte {offset}") from error

@@ -18,13 +18,20 @@ from pydantic import Field, model_validator
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from dmcodec.audio import MAX_SAMPLE_RATE, SAMPLE_RATE, Waveform, remove_dc, samples_to_seconds
+from dmcodec.audio import (
+    MAX_SAMPLE_RATE,
+    SAMPLE_RATE,
+    Waveform,
+    remove_dc,
+    samples_to_seconds,
+)
 from dmcodec.config import Record
 from dmcodec.corpus.lines import Columns
 from dmcodec.corpus.manifest import Utterance
 from dmcodec.corpus.sources import measure, read_utterance
 from dmcodec.data.decoded import DecodedSpeech, decode_to_disk, decode_to_memory
 from dmcodec.data.features import SegmentGuidance, TeacherStores
+from dmcodec.tokens.bitstream import count_frames
 from dmcodec.tokens.shards import read_rows
 
 logger = logging.getLogger(__name__)
@@ -236,7 +243,7 @@ class SegmentDataset(Dataset[Segment]):
         found = []
         for utterance, num_samples in zip(self.utterances, self.num_samples.tolist(), strict=True):
             row = stored.get(utterance.id)
-            expected = -(-num_samples // self.config.hop_length)
+            expected = count_frames(num_samples, self.config.hop_length)
             if row is None or row.codes.shape[1] != expected:
                 have = "no codes" if row is None else f"{row.codes.shape[1]} frames"
                 raise ValueError(

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from dmcodec.audio import Waveform, samples_to_seconds
+from dmcodec.audio import Waveform, from_int16, samples_to_seconds, to_int16
 from dmcodec.corpus.manifest import Utterance
 from dmcodec.corpus.sources import read_utterance
 from dmcodec.storage import FolderInUse, lock_folder, open_whole
@@ -44,7 +44,7 @@ class DecodedSpeech:
     def read(self, index: int, start_samples: int, num_samples: int) -> Waveform:
         """A slice [num_samples] of utterance `index`, float32."""
         start = int(self._starts[index]) + start_samples
-        return self._samples[start : start + num_samples].astype(np.float32) / np.float32(32768)
+        return from_int16(self._samples[start : start + num_samples])
 
 
 def decode_to_memory(
@@ -118,7 +118,7 @@ def _decode_all(
     logger.info("decoding %.1f h of speech once, %.1f GB", hours, sum(num_samples) * 2 / 1e9)
 
     def work(utterance: Utterance, start: int, length: int) -> None:
-        integers = _to_int16(read_utterance(utterance, sample_rate=sample_rate))
+        integers = to_int16(read_utterance(utterance, sample_rate=sample_rate))
         if len(integers) != length:
             raise ValueError(
                 f"{utterance.audio}: {len(integers)} samples of utterance {utterance.id!r} were "
@@ -134,10 +134,6 @@ def _decode_all(
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
-
-
-def _to_int16(waveform: Waveform) -> Integers:
-    return np.clip(np.round(waveform * 32768.0), -32768, 32767).astype(np.int16)
 
 
 def _starts(num_samples: Sequence[int]) -> npt.NDArray[np.int64]:

@@ -15,6 +15,7 @@ from torch import Tensor
 from dmcodec.corpus.manifest import Utterance
 from dmcodec.teachers.alignment import TIME_RATE, Word
 from dmcodec.teachers.store import FeatureStore, StoreError
+from dmcodec.tokens.bitstream import count_frames
 
 
 class FrameFeatures(NamedTuple):
@@ -80,7 +81,7 @@ class TeacherStores:
                     "names those that could not be read"
                 )
             for utterance, length in zip(utterances, num_samples, strict=True):
-                found, due = store.num_frames(utterance.id), -(-int(length) // hop_length)
+                found, due = store.num_frames(utterance.id), count_frames(int(length), hop_length)
                 if found != due:
                     raise StoreError(
                         f"{store.folder}: {utterance.id!r} has {found} frames there and {due} in "
@@ -101,7 +102,7 @@ class TeacherStores:
 
         Frames behind the last sample, up to `num_frames`, are masked.
         """
-        first, count = start_samples // hop_length, -(-num_samples // hop_length)
+        first, count = start_samples // hop_length, count_frames(num_samples, hop_length)
 
         def read(store: FeatureStore | None) -> FrameFeatures | None:
             if store is None:

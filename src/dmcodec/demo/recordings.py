@@ -23,9 +23,8 @@ from dmcodec.audio import (
 )
 from dmcodec.codec.model import Encoded
 from dmcodec.demo.models import Model, Refused
-from dmcodec.metrics.intelligibility import stoi
 from dmcodec.metrics.measure import Unmeasurable, is_silent
-from dmcodec.metrics.opinion import pesq_wb
+from dmcodec.metrics.pair import score_pair
 from dmcodec.packages import MissingPackage
 from dmcodec.reconstruction import describe_cost
 from dmcodec.tokens.bitstream import MAGIC, BitstreamError, dumps, loads, make_header, read_header
@@ -150,13 +149,15 @@ def describe_books(recording: Recording, decoded: Decoded) -> dict[str, str]:
     )
     if recording.original is None:
         return rows | {"quality": "a .dmc file holds no original to compare with"}
-    for name, measure in (("STOI", stoi), ("PESQ-WB", pesq_wb)):
-        try:
-            score = measure(recording.original, decoded.waveform, recording.sample_rate)
-            rows[name] = f"{score:.3f} against the original"
-        except (Unmeasurable, MissingPackage) as reason:
-            rows[name] = f"none: {reason}"
-    return rows
+    scores, missing = score_pair(
+        recording.original,
+        decoded.waveform,
+        recording.sample_rate,
+        reasons=(Unmeasurable, MissingPackage),
+    )
+    shown = {name: f"{value:.3f} against the original" for name, value in scores.items()}
+    shown |= {name: f"none: {reason}" for name, reason in missing.items()}
+    return rows | {"STOI": shown["stoi"], "PESQ-WB": shown["pesq_wb"]}
 
 
 def mix(first: Recording, second: Recording, *, num_from_first: int = 1, fit: Fit) -> Mixture:

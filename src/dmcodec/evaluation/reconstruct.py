@@ -19,7 +19,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from dmcodec.audio import SAMPLE_RATE, Waveform, read_audio, remove_dc, resample, write_audio
+from dmcodec.audio import (
+    SAMPLE_RATE,
+    Waveform,
+    read_audio,
+    remove_dc,
+    resample,
+    to_int16,
+    write_audio,
+)
 from dmcodec.config import Record, parse_json
 from dmcodec.corpus.manifest import Utterance
 from dmcodec.corpus.sources import read_utterance
@@ -224,7 +232,7 @@ def _reconstruct_one(name: str, utterance_id: str, workspace: Workspace) -> str:
         decode_s=result.decode_s,
         length_difference_samples=len(decoded) - len(waveform),
         has_codes=result.codes is not None,
-        is_silent=not np.any(np.round(fitted * 32768)),
+        is_silent=not np.any(to_int16(fitted)),
     )
     workspace.write_sound_record(name, utterance_id, record)
     return "done"

@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from dmcodec.audio import Waveform
+from dmcodec.audio import Waveform, dump_pcm_16
 from dmcodec.config import Record
 from dmcodec.storage import open_whole, write_whole
 
@@ -166,8 +166,7 @@ def hash_text(*parts: str) -> str:
 
 def hash_waveform(waveform: Waveform) -> str:
     """16 hexadecimal digits for the samples [T] that a 16-bit file of the waveform holds."""
-    integers = np.clip(np.round(waveform * 32768.0), -32768, 32767).astype("<i2")
-    return blake2b(integers.tobytes(), digest_size=8).hexdigest()
+    return blake2b(dump_pcm_16(waveform), digest_size=8).hexdigest()
 
 
 def hash_file(path: Path) -> str:

@@ -10,6 +10,7 @@ import torch
 from dmcodec.audio import read_audio
 from dmcodec.codec.model import Codec
 from dmcodec.export.onnx_codec import OnnxCodec
+from dmcodec.metrics.pair import STOI_AND_PESQ, score_pair
 
 
 def measure_export(
@@ -38,7 +39,9 @@ def measure_export(
         decoded = exported.decode(expected, len(waveform))
         worst = max(worst, float(np.abs(decoded - sound).max()))
         if speech:
-            scores.append(_score(waveform, sound, exported.decode(codes, len(waveform)), rate))
+            both = (sound, exported.decode(codes, len(waveform)))
+            found = [score_pair(waveform, each, rate).values for each in both]
+            scores.append([each.get(name, np.nan) for name in STOI_AND_PESQ for each in found])
     yield f"equal codes: {num_equal} of {num_codes} ({num_equal / num_codes:.3%})"
     yield f"greatest waveform difference for equal codes: {worst:.1e}"
     if scores:
@@ -65,24 +68,6 @@ def measure_export(
             f"{torch_s / onnx_s:.2f}); decode {duration_s / torch_back_s:.1f}x, "
             f"{duration_s / onnx_back_s:.1f}x (ratio {torch_back_s / onnx_back_s:.2f})"
         )
-
-
-def _score(
-    original: np.ndarray, of_torch: np.ndarray, of_export: np.ndarray, sample_rate: int
-) -> list[float]:
-    """STOI of both, PESQ-WB of both; NaN where there is none."""
-    from dmcodec.metrics.intelligibility import stoi
-    from dmcodec.metrics.measure import Unmeasurable
-    from dmcodec.metrics.opinion import pesq_wb
-
-    values = []
-    for measure in (stoi, pesq_wb):
-        for decoded in (of_torch, of_export):
-            try:
-                values.append(measure(original, decoded, sample_rate))
-            except Unmeasurable:
-                values.append(float("nan"))
-    return values
 
 
 def _interleaved(*functions: Callable[[], object], repeats: int = 3) -> list[float]:

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dmcodec.audio import Waveform, overlapping_parts
+from dmcodec.tokens.bitstream import count_frames
 
 Integers = NDArray[np.integer[Any]]
 
@@ -45,7 +46,7 @@ def encode_windows(
         blocks, window_frames * hop_length, context_frames * hop_length
     ):
         is_empty = False
-        first, num_frames = before // hop_length, -(-num_samples // hop_length)
+        first, num_frames = before // hop_length, count_frames(num_samples, hop_length)
         codes = encode(part)[:, first : first + num_frames]
         # The last part may have frames of its own beyond the window.
         for start in range(0, num_frames, window_frames):

@@ -8,9 +8,7 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-import numpy as np
-
-from dmcodec.audio import Waveform
+from dmcodec.audio import Waveform, dump_pcm_16
 from dmcodec.packages import import_package
 
 SAMPLE_RATE = 16_000
@@ -107,10 +105,9 @@ class Sphinx:
             raise SphinxError(f"pocketsphinx: {error}") from error
 
     def _run(self, waveform: Waveform) -> None:
-        integers = np.clip(np.round(waveform * 32768), -32768, 32767).astype("<i2")
         self._decoder.reinit_feat()
         self._decoder.start_utt()
-        self._decoder.process_raw(integers.tobytes(), full_utt=True)
+        self._decoder.process_raw(dump_pcm_16(waveform), full_utt=True)
         self._decoder.end_utt()
 
     def _words(self) -> list[SpokenWord]:

@@ -274,3 +274,15 @@ def _chunks(
         chunks.append((name, position + width, length))
         position += width + length + (0 if has_long_sizes else length % 2)
     return chunks
+
+
+def read_wav_bytes(file: BinaryIO) -> bytes:
+    """The WAV file that begins where `file` stands, as long as it says; AudioError otherwise."""
+    head = file.read(8)
+    if head[:4] != b"RIFF" or len(head) < 8:
+        raise AudioError("no WAV file begins")
+    (size,) = struct.unpack("<I", head[4:])
+    data = head + file.read(size)
+    if len(data) != 8 + size:
+        raise AudioError("cut short in the WAV file")
+    return data

@@ -36,6 +36,7 @@ from dmcodec.teachers.store import (
     write_shard,
 )
 from dmcodec.teachers.text import TextTeacher, TextTeacherConfig, text_teacher_models
+from dmcodec.tokens.bitstream import count_frames
 
 logger = logging.getLogger(__name__)
 
@@ -261,7 +262,7 @@ def extract_utterance(
     num_samples = len(waveform)
     if frames.sample_rate != TIME_RATE:
         num_samples = len(read_utterance(utterance, sample_rate=frames.sample_rate))
-    num_frames = -(-num_samples // frames.hop_length)
+    num_frames = count_frames(num_samples, frames.hop_length)
     track, words = teacher.track(waveform, utterance.text, utterance.id, num_frames)
     return StoredUtterance(utterance.id, track, words)
 

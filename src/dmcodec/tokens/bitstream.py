@@ -93,7 +93,7 @@ class Header:
     @property
     def num_frames(self) -> int:
         """L, the frames that cover all samples: ceil(num_samples / hop_length)."""
-        return _divide_up(self.num_samples, self.hop_length)
+        return count_frames(self.num_samples, self.hop_length)
 
     @property
     def bits_per_code(self) -> int:
@@ -463,6 +463,11 @@ def _check_int(name: str, value: int, least: int, most: int) -> None:
 
 def _is_text(pattern: str, value: str) -> bool:
     return isinstance(value, str) and re.fullmatch(pattern, value) is not None
+
+
+def count_frames(num_samples: int, hop_length: int) -> int:
+    """L, the frames that cover all samples of a recording; the last may reach beyond its end."""
+    return _divide_up(num_samples, hop_length)
 
 
 def _divide_up(dividend: int, divisor: int) -> int:

@@ -19,6 +19,7 @@ from pydantic import Field, ValidationError
 from dmcodec.config import Record, parse_json
 from dmcodec.packages import import_package
 from dmcodec.storage import write_whole
+from dmcodec.tokens.bitstream import count_frames
 
 INFO_NAME, FAILURES_NAME = "codec_info.json", "failures.jsonl"
 _METADATA_KEY = b"dmcodec"
@@ -220,7 +221,7 @@ def _check_place(said: Mapping[str, Any], settings_hash: str, number: int | None
 
 def _check_row(row: TokenRow, info: CorpusInfo) -> None:
     """Raises ValueError for a row that the corpus cannot hold."""
-    expected = (info.num_codebooks, -(-row.num_samples // info.hop_length))
+    expected = (info.num_codebooks, count_frames(row.num_samples, info.hop_length))
     if row.num_samples < 1 or row.codes.shape != expected:
         raise ValueError(
             f"{row.id!r} has {row.codes.shape[0]} books of {row.codes.shape[1]} codes for "

@@ -39,6 +39,7 @@ from dmcodec.teachers.extract import (
 from dmcodec.teachers.speech import SpeechTeacher
 from dmcodec.teachers.store import FeatureStore
 from dmcodec.teachers.text import TextTeacher
+from dmcodec.tokens.bitstream import count_frames
 from dmcodec.training.distillation import CharacterGuide, DistillationConfig
 
 logger = logging.getLogger(__name__)
@@ -232,7 +233,7 @@ class Guidance:
 
     def _features(self, name: str, batch: SegmentBatch) -> FrameFeatures:
         if name in self._models:
-            num_frames = -(-batch.waveform.shape[-1] // self._frames.hop_length)
+            num_frames = count_frames(batch.waveform.shape[-1], self._frames.hop_length)
             return self._run(name, batch.waveform, batch.num_samples, num_frames)
         assert batch.guidance is not None
         return cast(FrameFeatures, getattr(batch.guidance, name))
@@ -257,7 +258,7 @@ class Guidance:
     ) -> Tensor:
         """How far the speech model's features of the decoded audio are from the original's."""
         assert self._decoded is not None
-        num_frames = -(-batch.waveform.shape[-1] // self._frames.hop_length)
+        num_frames = count_frames(batch.waveform.shape[-1], self._frames.hop_length)
         with torch.no_grad():
             values, mask = self._decoded.frame_features(
                 batch.waveform[:, 0], batch.num_samples, num_frames

@@ -19,9 +19,7 @@ from dmcodec.codec.quantizer import LatentsError
 from dmcodec.corpus.manifest import Utterance, read_manifests
 from dmcodec.corpus.sources import find_source
 from dmcodec.data.loader import ValidationClip, validation_clips
-from dmcodec.metrics.intelligibility import stoi
-from dmcodec.metrics.measure import Unmeasurable
-from dmcodec.metrics.opinion import pesq_wb
+from dmcodec.metrics.pair import STOI_AND_PESQ, score_pair
 from dmcodec.metrics.signal import log_mel, mel_distance
 from dmcodec.training.experiment import Experiment
 from dmcodec.training.guidance import Guidance
@@ -30,7 +28,7 @@ from dmcodec.training.tracker import Tracker
 
 logger = logging.getLogger(__name__)
 
-MEASURES = {"mel_distance": mel_distance, "stoi": stoi, "pesq_wb": pesq_wb}
+_MEASURES = {"mel_distance": mel_distance, **STOI_AND_PESQ}
 
 
 @dataclass(frozen=True)
@@ -119,11 +117,7 @@ def validate_clips(
             yield ValidatedClip(clip.utterance.id, {}, reference, np.zeros_like(reference))
             continue
         scores = {} if judge is None else judge(clip)
-        for name, measure in MEASURES.items():
-            try:
-                scores[name] = measure(reference, decoded, sample_rate)
-            except Unmeasurable:
-                continue
+        scores |= score_pair(reference, decoded, sample_rate, measures=_MEASURES).values
         yield ValidatedClip(clip.utterance.id, scores, reference, decoded)
 
 
@@ -134,8 +128,8 @@ def mean_scores(scores: list[dict[str, float]]) -> dict[str, float]:
     """
     everything: list[dict[str, float]] = gather_object(scores)
     means = {}
-    further = sorted({name for each in everything for name in each if name not in MEASURES})
-    for name in [*MEASURES, *further]:
+    further = sorted({name for each in everything for name in each if name not in _MEASURES})
+    for name in [*_MEASURES, *further]:
         values = sorted(each[name] for each in everything if name in each)
         if values:
             means[name] = float(np.mean(values))

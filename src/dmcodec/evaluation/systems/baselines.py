@@ -16,7 +16,9 @@ import numpy as np
 
 from dmcodec.audio import (
     Waveform,
+    dump_pcm_16,
     find_audio_files,
+    from_int16,
     read_audio,
     resample,
     write_audio,
@@ -130,15 +132,14 @@ class Codec2:
         num_frames = -(-len(signal) // self._frame)
         flushed = num_frames + -(-self.facts.delay_samples // self._frame)
         padded = np.pad(signal, (0, flushed * self._frame - len(signal)))
-        integers = np.clip(np.round(padded * 32768), -32768, 32767).astype("<i2")
         started = time.perf_counter()
-        coded = _run([self._encoder, self._mode, "-", "-"], integers.tobytes())
+        coded = _run([self._encoder, self._mode, "-", "-"], dump_pcm_16(padded))
         encoded = time.perf_counter()
         output = _run([self._decoder, self._mode, "-", "-"], coded)
         decoded = time.perf_counter()
         num_bits = round(len(coded) * 8 * num_frames / flushed)  # the flushing is not counted
         return SystemOutput(
-            np.frombuffer(output, "<i2").astype(np.float32) / np.float32(32768),
+            from_int16(np.frombuffer(output, "<i2")),
             _CODEC2_RATE,
             num_bits,
             None,
