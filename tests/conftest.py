@@ -1,10 +1,15 @@
-"""What every test starts from: seeded generators and one thread."""
+"""What every test starts from: seeded generators, one thread, and no hurry."""
 
 import random
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import settings
+
+# How long an example takes says more about the machine than about the code.
+settings.register_profile("dmcodec", deadline=None)
+settings.load_profile("dmcodec")
 
 
 @pytest.fixture(autouse=True)

@@ -120,7 +120,7 @@ def test_block_boundaries_leave_no_trace(tmp_path: Path) -> None:
     from_rate=st.sampled_from([8_000, 11_025, 16_000, 22_050, 44_100, 48_000, 96_000]),
     to_rate=st.sampled_from([8_000, 16_000, 24_000, 44_100]),
 )
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_resampled_length_is_exact(num_samples: int, from_rate: int, to_rate: int) -> None:
     resampled = resample(make_waveform(num_samples), from_rate, to_rate)
 

@@ -60,7 +60,7 @@ def noise(num_samples: int, seed: int) -> Tensor:
 
 
 @pytest.mark.parametrize("kind", CODECS)
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(
     sizes=st.lists(st.integers(1, 4000), min_size=1, max_size=3),
     piece_frames=st.integers(1, 20),

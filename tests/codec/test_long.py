@@ -57,7 +57,7 @@ def noise(num_samples: int, seed: int) -> Tensor:
 
 
 @pytest.mark.parametrize("kind", CODECS)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(data=st.data())
 def test_pieces_joined_equal_the_whole(kind: str, data: st.DataObject) -> None:
     codec = CODECS[kind]
@@ -132,7 +132,7 @@ def test_blocks_that_are_no_sound_are_refused(last: Tensor, reason: str) -> None
         encode_long(CODECS["paper"], [noise(900, 1), last])
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(
     num_samples=st.integers(1, 9000),
     window_frames=st.integers(1, 9),

@@ -87,7 +87,7 @@ def test_search_follows_the_best_choices_and_the_greedy_one(width: int, codebook
     assert codes == [followed_one_by_one(quantizer, x, width) for x in latents[0].t()]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     seed=st.integers(0, 10_000),
     width=st.integers(2, 40),

@@ -50,7 +50,7 @@ def cut(waveform: Tensor, sizes: list[int]) -> list[Tensor]:
     return chunks
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     num_samples=st.integers(1, 6000),
     sizes=st.lists(st.integers(1, 1500), min_size=1, max_size=4),
@@ -133,7 +133,7 @@ def test_a_state_is_a_value_that_can_be_used_again() -> None:
     assert torch.equal(first[0], again[0])
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(sizes=st.lists(st.integers(1, 3000), min_size=1, max_size=3), pieces=st.integers(1, 9))
 def test_causal_batches_and_pieces_are_exact(sizes: list[int], pieces: int) -> None:
     waveforms = [noise(size, size) for size in sizes]

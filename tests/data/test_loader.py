@@ -80,7 +80,7 @@ def test_number_of_workers_changes_nothing(dataset: SegmentDataset) -> None:
     world_size=st.integers(1, 4),
     first_step=st.integers(0, 10**9),
 )
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_ranks_together_give_the_batch_of_one_process(
     dataset: SegmentDataset, local_size: int, world_size: int, first_step: int
 ) -> None:

@@ -247,12 +247,17 @@ def test_damage_is_skipped_without_torch_too(pair: tuple, tmp_path: Path) -> Non
 
 def test_int8_keeps_most_codes_and_the_report_says_how_many(tmp_path: Path) -> None:
     codec = CODECS["paper"]
-    export_onnx(codec, tmp_path, use_int8=True)
+    export_onnx(codec, tmp_path / "float32")
+    export_onnx(codec, tmp_path / "int8", use_int8=True)
 
-    lines = list(measure_export(codec, tmp_path, [], [0.1]))
+    lines = list(measure_export(codec, tmp_path / "int8", [], [0.1]))
 
+    small, large = (
+        (tmp_path / kind / "encoder.onnx").stat().st_size for kind in ("int8", "float32")
+    )
+    assert small < 0.8 * large
     share = float(lines[0].split("(")[1].removesuffix("%)"))
-    assert 50 < share < 100
+    assert 50 < share <= 100  # how many depends on the processor's integer products
     assert "ratio" in lines[2]
 
 
