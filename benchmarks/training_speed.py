@@ -2,9 +2,9 @@
 
     python benchmarks/training_speed.py --rounds 3
 
-Every variant is `configs/small_guided.toml` without teachers, on noise, so that nothing but the step
-is timed; each run is a process (or two) of its own. The variants take turns, and each gives the
-median of its rounds. `plain` is two processes of one thread, memory kept by the process
+Every variant is `configs/small_guided.toml` without teachers, on noise, so that nothing but the
+step is timed; each run is a process (or two) of its own. The variants take turns, and each gives
+the median of its rounds. `plain` is two processes of one thread, memory kept by the process
 (MALLOC_TRIM_THRESHOLD_, MALLOC_MMAP_THRESHOLD_); the others differ from it in what they are called.
 """
 # ruff: noqa: T201
@@ -19,13 +19,13 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs
 
 from dmcodec import spectral
 from dmcodec.config import load_config
 from dmcodec.data.loader import SegmentBatch
 from dmcodec.training.experiment import Experiment
-from dmcodec.training.loop import place
-from dmcodec.training.state import new_state
+from dmcodec.training.state import new_state, place
 from dmcodec.training.step import train_step
 
 ROOT = Path(__file__).parents[1]
@@ -100,14 +100,16 @@ def run_child(options: argparse.Namespace) -> None:
     if options.without_adversary:
         changes["adversary"] = None
     experiment = experiment.model_copy(update=changes)
-    accelerator = Accelerator(cpu=True)
-    torch.manual_seed(accelerator.process_index)
+    handlers = [DistributedDataParallelKwargs(broadcast_buffers=False)]
+    accelerator = Accelerator(cpu=True, kwargs_handlers=handlers)
+    generator = torch.Generator().manual_seed(accelerator.process_index)
     state = new_state(experiment)
     place(state, accelerator)
     size = experiment.batch_size // accelerator.num_processes
+    samples = experiment.data.segment_samples
     batch = SegmentBatch(
-        waveform=0.1 * torch.randn(size, 1, experiment.data.segment_samples),
-        num_samples=torch.full((size,), experiment.data.segment_samples),
+        waveform=0.1 * torch.randn(size, 1, samples, generator=generator),
+        num_samples=torch.full((size,), samples),
         utterance_index=torch.zeros(size, dtype=torch.int64),
         start_samples=torch.zeros(size, dtype=torch.int64),
     )

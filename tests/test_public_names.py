@@ -12,6 +12,7 @@ def test_public_names_are_these() -> None:
     assert dmcodec.__all__ == [
         "AudioError",
         "BitstreamError",
+        "Card",
         "Codec",
         "CodecConfig",
         "Encoded",
