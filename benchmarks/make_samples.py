@@ -22,7 +22,9 @@ from numpy.typing import NDArray
 
 import dmcodec
 from dmcodec.evaluation.protocols import rank_clip
-from dmcodec.evaluation.systems import System, open_system, parse_system
+from dmcodec.evaluation.systems.opening import open_system
+from dmcodec.evaluation.systems.parsing import parse_system
+from dmcodec.evaluation.systems.system import System
 from dmcodec.storage import replace_together
 
 SAMPLE_RATE = 16_000
