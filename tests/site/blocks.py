@@ -113,7 +113,9 @@ def run_block(block: Block, names: dict[str, object], programs: Path) -> None:
 def _run_in_shell(words: Sequence[str], place: str, programs: Path) -> None:
     """A pipeline, or a command that is not ours, with `dmcodec` among the programs."""
     line = " ".join(word if _is_operator(word) else shlex.quote(word) for word in words)
-    path = f"{programs}{os.pathsep}{os.environ['PATH']}"
+    # `python` is the one that runs the tests.
+    places = [programs, Path(sys.executable).parent, os.environ["PATH"]]
+    path = os.pathsep.join(map(str, places))
     done = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", line],
         env=os.environ | {"PATH": path},

@@ -90,7 +90,13 @@ def train(
     accelerator = _make_accelerator(experiment, device)
     deadline = Deadline(stop_after_s, accelerator)
     with lock_folder(folder) if accelerator.is_main_process else nullcontext():
-        return _train(experiment, folder, accelerator, resume, deadline)
+        result = _train(experiment, folder, accelerator, resume, deadline)
+    if accelerator.num_processes > 1:
+        # Threads that still wait for other processes would abort this one when it exits.
+        accelerator.wait_for_everyone()
+        accelerator.end_training()
+        AcceleratorState._reset_state(reset_partial_state=True)
+    return result
 
 
 def _train(
