@@ -1,7 +1,6 @@
 """benchmarks/gpu.py, on the CPU and tiny: every row is made, or says why not."""
 
 import contextlib
-import importlib.util
 import json
 import subprocess
 import sys
@@ -11,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests.scripts import load_script
 
 from dmcodec.codec.seanet import Encoder, SEANetConfig
 
@@ -22,12 +22,7 @@ TINY += ["--compile-backend", "eager", "--minutes", "1000"]
 @pytest.fixture(scope="module")
 def gpu() -> Any:
     """The benchmark as a module."""
-    spec = importlib.util.spec_from_file_location("gpu_benchmark", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("benchmarks/gpu.py")
 
 
 @pytest.fixture(scope="module")

@@ -1,16 +1,14 @@
 """benchmarks/make_samples.py: a page of players from a list."""
 
-import importlib.util
 import json
 import re
 import shutil
-import sys
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 import pytest
-from tests.site.blocks import ROOT
+from tests.scripts import load_script
 
 import dmcodec
 from dmcodec.codec.quantizer import QuantizerConfig
@@ -21,14 +19,7 @@ needs_opus = pytest.mark.skipif(shutil.which("opusenc") is None, reason="needs o
 
 @pytest.fixture(scope="module")
 def program() -> ModuleType:
-    path = ROOT / "benchmarks" / "make_samples.py"
-    spec = importlib.util.spec_from_file_location("make_samples", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["make_samples"] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
+    return load_script("benchmarks/make_samples.py")
 
 
 @pytest.fixture

@@ -1,12 +1,12 @@
 """The example that adds codes to a dataset of Hugging Face, as one runs it."""
 
-import importlib.util
 import sys
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 import pytest
+from tests.scripts import load_script
 
 from dmcodec import Codec, write_audio
 
@@ -16,12 +16,7 @@ EXAMPLE = Path(__file__).parents[2] / "examples" / "datasets_map.py"
 
 @pytest.fixture(scope="module")
 def example() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("datasets_map", EXAMPLE)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("examples/datasets_map.py")
 
 
 def test_a_folder_and_what_was_saved_of_it_get_the_codes_of_each_recording(

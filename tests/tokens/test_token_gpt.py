@@ -1,4 +1,3 @@
-import importlib.util
 import json
 from pathlib import Path
 from types import ModuleType
@@ -6,6 +5,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 import torch
+from tests.scripts import load_script
 
 from dmcodec.audio import read_audio
 from dmcodec.codec.model import Codec, CodecConfig
@@ -20,12 +20,7 @@ EXAMPLE = Path(__file__).parents[2] / "examples" / "token_gpt.py"
 
 @pytest.fixture(scope="module")
 def example() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("token_gpt", EXAMPLE)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("examples/token_gpt.py")
 
 
 def write_tokens(folder: Path, codec: Codec, num_rows: int, seed: int) -> None:
