@@ -73,15 +73,13 @@ def card_text(codec: CodecNetwork, card: Card | None, name: str, address: str = 
     card = card or Card(title="Speech codec")
     config = codec.config
     books, size = config.quantizer.num_codebooks, config.quantizer.codebook_size
-    parameters = (
-        sum(each.numel() for each in codec.parameters()) + codec.quantizer.codebooks.numel()
-    )
     parts = [
         f"---\n{_metadata(card)}\n---",
         f"# {card.title}",
         f"A speech tokenizer for the package dmcodec: {books} x {size} codes, "
         f"{config.frame_rate:g} frames/s, {config.bitrate_kbps:g} kbps at {config.sample_rate} Hz; "
-        f"{parameters / 1e6:.1f} million parameters, fingerprint `{codec.fingerprint()}`.",
+        f"{codec.num_parameters / 1e6:.1f} million parameters, "
+        f"fingerprint `{codec.fingerprint()}`.",
         _USE.format(name=name, books=books, sample_rate=config.sample_rate),
     ]
     if card.text:

@@ -16,7 +16,6 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from dmcodec.audio import write_audio
-from dmcodec.codec.card import card_text
 from dmcodec.codec.network import CodecConfig, CodecNetwork
 from dmcodec.codec.tensor_files import (
     TensorFileError,
@@ -58,7 +57,7 @@ def save_pretrained(
         codec: with plain weights (see `remove_weight_norm`).
         folder: made if missing; files of the same names are replaced.
         dtype: of floating-point weights on disk; float16 halves the size.
-        card: text of README.md; None leaves an existing card, or writes a short one.
+        card: text of README.md; None leaves what is there.
         sounds: name of a file -> waveform [T]: what the card plays.
         max_file_bytes: of a file of weights; more of them lie in several, None: in one.
 
@@ -78,9 +77,8 @@ def save_pretrained(
     with replace_together(folder) as aside:
         write_whole(aside / CONFIG_NAME, json.dumps(config, indent=2) + "\n")
         save_tensors(tensors, aside, _WEIGHTS, max_bytes=max_file_bytes, metadata=known)
-        if card is not None or not (folder / CARD_NAME).exists():
-            text = card if card is not None else card_text(codec, None, folder.resolve().name)
-            write_whole(aside / CARD_NAME, text)
+        if card is not None:
+            write_whole(aside / CARD_NAME, card)
         for name, waveform in (sounds or {}).items():
             write_audio(aside / name, waveform.numpy(), codec.config.sample_rate)
         written = [path.name for path in aside.iterdir()]

@@ -272,7 +272,7 @@ class Codec(CodecNetwork):
                 for books in card.books_heard(self):
                     decoded = self.decode(encoded, num_codebooks=books)
                     sounds[sample_file(sample, books)] = decoded[0].cpu()
-        if isinstance(card, Card) or (card is None and address):
+        if isinstance(card, Card) or (card is None and not (folder / CARD_NAME).exists()):
             card = card_text(self, card, name, address)
         save_pretrained(
             self, folder, dtype=dtype, card=card, sounds=sounds, max_file_bytes=max_file_bytes

@@ -122,6 +122,12 @@ class CodecNetwork(nn.Module):
         self.precision: Precision = "float32"
 
     @property
+    def num_parameters(self) -> int:
+        """Weights, and the numbers in the codebooks."""
+        learned = sum(each.numel() for each in self.parameters())
+        return learned + self.quantizer.codebooks.numel()
+
+    @property
     def device(self) -> torch.device:
         """Where the weights are."""
         return self.quantizer.codebooks.device

@@ -55,7 +55,6 @@ class OurCodec:
         searched = f", search width {spec.search_width}" if spec.search_width > 1 else ""
         self._bits_per_code = log2(config.quantizer.codebook_size)
         books = self._stop - self._first
-        num_parameters = sum(p.numel() for p in codec.parameters())
         self.facts = SystemFacts(
             identity=f"{codec.fingerprint()} books {self._first + 1}:{self._stop}{searched}",
             family=codec.model_id + searched,
@@ -66,7 +65,7 @@ class OurCodec:
             num_codebooks=books,
             first_codebook=self._first + 1,
             codebook_size=config.quantizer.codebook_size,
-            num_parameters=num_parameters + codec.quantizer.codebooks.numel(),
+            num_parameters=codec.num_parameters,
             delay_samples=spec.delay_samples or 0,
         )
 
