@@ -117,9 +117,9 @@ class _RealFFT(torch.autograd.Function):
     def backward(ctx: FunctionCtx, gradient: Tensor) -> Tensor:
         size: int = ctx.size  # type: ignore[attr-defined]
         halves = gradient.new_full(gradient.shape[-1:], 0.5 * size, dtype=gradient.real.dtype)
-        halves[0] = size
+        halves[:1].fill_(size)  # an assigned number would be copied from the CPU
         if size % 2 == 0:
-            halves[-1] = size
+            halves[-1:].fill_(size)
         return torch.fft.irfft(gradient * halves, n=size)
 
 

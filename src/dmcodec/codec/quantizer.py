@@ -302,7 +302,8 @@ def nearest_entry(vectors: Tensor, codebook: Tensor) -> Tensor:
 
 def assigned_sums(vectors: Tensor, index: Tensor, size: int) -> tuple[Tensor, Tensor]:
     """How many vectors fall to each entry, and their sums: [N, D], [N] -> [size], [size, D]."""
-    counts = torch.bincount(index, minlength=size).to(vectors.dtype)
+    # bincount would look at the largest index, and so wait for a GPU.
+    counts = vectors.new_zeros(size).index_add_(0, index, vectors.new_ones(len(index)))
     sums = vectors.new_zeros(size, vectors.shape[1]).index_add_(0, index, vectors)
     return counts, sums
 

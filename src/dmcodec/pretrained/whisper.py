@@ -7,6 +7,7 @@ Reference: Radford et al. 2022, arXiv:2212.04356.
 """
 
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from dmcodec.pretrained.ctranslate2 import (
     read_ctranslate2,
 )
 from dmcodec.pretrained.models import import_transformers, load_weights, read_config
-from dmcodec.spectral import Mel, mel_filterbank
+from dmcodec.spectral import Mel, hann_window, mel_filterbank
 
 SAMPLE_RATE = 16_000
 FRAME_SAMPLES = 320
@@ -83,11 +84,11 @@ def log_mel(waveforms: Tensor, num_frames: int, num_mels: int) -> Tensor:
     # Up to half a transform before the start is reflected, and one more frame is cut at the end.
     signal = F.pad(waveforms.float(), (0, max(0, missing)))
     signal = F.pad(signal[:, None], (_N_FFT // 2, 0), mode="reflect")[:, 0]
-    window = torch.hann_window(_N_FFT, device=signal.device)
+    window = hann_window(_N_FFT, signal.device, signal.dtype)
     spectrum = torch.stft(
         signal, _N_FFT, _MEL_HOP, window=window, center=False, return_complex=True
     )[..., :count]  # [B, F, 2 L + 1]
-    filters = _mel_filters(num_mels).to(signal.device)
+    filters = _mel_filters(num_mels, signal.device)
     power = spectrum.real.square() + spectrum.imag.square()
     levels = (filters @ power).clamp(min=1e-10).log10()
     loudest = levels.amax(dim=(1, 2), keepdim=True)
@@ -139,8 +140,12 @@ def _attention(module: Any, inputs: Tensor, mask: Tensor | None) -> Tensor:
     return module.out_proj(mixed.transpose(1, 2).flatten(2))
 
 
-def _mel_filters(num_mels: int) -> Tensor:
-    return mel_filterbank(Mel(sample_rate=SAMPLE_RATE, n_fft=_N_FFT, num_mels=num_mels))
+@lru_cache(maxsize=8)
+def _mel_filters(num_mels: int, device: torch.device) -> Tensor:
+    """The filters on a device; shared, so nobody may write into them."""
+    with torch.inference_mode(False):  # what is made there could not be trained through
+        mel = Mel(sample_rate=SAMPLE_RATE, n_fft=_N_FFT, num_mels=num_mels)
+        return mel_filterbank(mel).to(device)
 
 
 def _from_ctranslate2(folder: Path) -> Any:

@@ -107,8 +107,8 @@ class WaveformEncoder:
                 mask = mask.to(inputs.device, torch.int64)
             states = self._model(inputs, attention_mask=mask, output_hidden_states=True)
             selected = select_layers(states.hidden_states, self._layers)  # [B, L', H]
-            for row, index in enumerate(group):
-                results[index] = selected[row, : frames[index]]
+            for index, row in zip(group, selected.unbind(), strict=True):
+                results[index] = row[: frames[index]]
         return results
 
     def _normalized(self, waveform: Tensor, length: int) -> Tensor:
@@ -149,10 +149,10 @@ class WhisperEncoder:
                 results[index] = self._in_windows(waveforms[index, : lengths[index]], count)
         short = [index for index, count in enumerate(frames) if 0 < count <= self._limit]
         for group in _equal(short, frames):
-            inputs = torch.stack([_silenced(waveforms[i], lengths[i]) for i in group])
+            inputs = _silenced(_rows(waveforms, group), [lengths[index] for index in group])
             selected = self._encode(inputs, frames[group[0]])
-            for row, index in enumerate(group):
-                results[index] = selected[row]
+            for index, row in zip(group, selected.unbind(), strict=True):
+                results[index] = row
         return results
 
     def _encode(self, waveforms: Tensor, num_frames: int) -> Tensor:
@@ -181,9 +181,17 @@ def split_into_windows(num_frames: int, limit: int) -> list[tuple[int, int, int]
     return list(zip(starts, [0, *middles], [*middles, num_frames], strict=True))
 
 
-def _silenced(waveform: Tensor, length: int) -> Tensor:
-    """A waveform [T], zero from `length` on."""
-    return torch.nn.functional.pad(waveform[:length], (0, len(waveform) - length))
+def _rows(waveforms: Tensor, chosen: list[int]) -> Tensor:
+    """Some of the rows of [B, T], in rising order; all of them are not copied."""
+    return waveforms if len(chosen) == len(waveforms) else waveforms[chosen]
+
+
+def _silenced(waveforms: Tensor, lengths: list[int]) -> Tensor:
+    """Waveforms [B, T], each zero from its length on; one that is not a number beyond it, too."""
+    if min(lengths) >= waveforms.shape[-1]:
+        return waveforms
+    beyond = torch.arange(waveforms.shape[-1]) >= torch.tensor(lengths)[:, None]
+    return waveforms.masked_fill(beyond.to(waveforms.device), 0.0)
 
 
 def _equal(indices: list[int], sizes: list[int]) -> list[list[int]]:

@@ -1,6 +1,7 @@
 """The speech-model teacher: a frozen speech encoder -> features on codec frames."""
 
-import numpy as np
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 
@@ -55,7 +56,7 @@ class SpeechTeacher:
                 f"waveforms must be [B, T] and num_samples [B], got {list(waveforms.shape)} and "
                 f"{list(num_samples.shape)}"
             )
-        return self._encoder.features(waveforms, [int(length) for length in num_samples])
+        return self._encoder.features(waveforms, num_samples.tolist())
 
     def frame_features(
         self, waveforms: Tensor, num_samples: Tensor, num_frames: int
@@ -64,11 +65,18 @@ class SpeechTeacher:
 
         Frames beyond an item's samples are masked.
         """
-        values, masks = [], []
-        for item, length in zip(self.features(waveforms, num_samples), num_samples, strict=True):
-            value, mask = self._on_codec_frames(item, int(length), num_frames)
-            values.append(value)
-            masks.append(mask)
+        features, lengths = self.features(waveforms, num_samples), num_samples.tolist()
+        # Items of one length share a table: a batch of segments is then a few operations, not a few
+        # hundred, which would keep a GPU waiting.
+        groups: dict[tuple[int, int], list[int]] = {}
+        for index, (item, length) in enumerate(zip(features, lengths, strict=True)):
+            groups.setdefault((len(item), length), []).append(index)
+        values, masks = list(features), list(features)
+        for (_, length), members in groups.items():
+            together = torch.stack([features[index] for index in members])  # [G, L', H]
+            value, mask = self._on_codec_frames(together, length, num_frames)
+            for index, row in zip(members, value.unbind(), strict=True):
+                values[index], masks[index] = row, mask
         return torch.stack(values), torch.stack(masks)
 
     @torch.inference_mode()
@@ -86,21 +94,42 @@ class SpeechTeacher:
     def _on_codec_frames(
         self, features: Tensor, num_samples: int, num_frames: int
     ) -> tuple[Tensor, Tensor]:
-        if len(features) == 0:
+        """Values [G, L, H] and mask [L] of features [G, L', H] of items of one length."""
+        if features.shape[1] == 0:
             return (
-                features.new_zeros(num_frames, self.feature_dim),
+                features.new_zeros(len(features), num_frames, self.feature_dim),
                 torch.zeros(num_frames, dtype=torch.bool, device=features.device),
             )
-        left, share, is_near = interpolation_table(
-            len(features), self._encoder.grid, self._target, num_frames
-        )
-        is_near &= np.arange(num_frames) * self._target.hop_samples < num_samples
-        index = torch.from_numpy(left).to(features.device)
-        weight = torch.from_numpy(share).to(features.device, features.dtype)[:, None]
-        mask = torch.from_numpy(is_near).to(features.device)
-        after = features[(index + 1).clamp(max=len(features) - 1)]
-        values = (1 - weight) * features[index] + weight * after  # [L, H]
+        grids = self._encoder.grid, self._target
+        index, weight, is_near = _table(features.shape[1], *grids, num_frames, features.device)
+        mask = is_near & _is_inside(num_samples, self._target, num_frames, features.device)
+        weight = weight.to(features.dtype)
+        after = features.index_select(1, (index + 1).clamp(max=features.shape[1] - 1))
+        values = (1 - weight) * features.index_select(1, index) + weight * after  # [G, L, H]
         return values.masked_fill(~mask[:, None], 0.0), mask
+
+
+# Segments of training have one length: what depends on it alone is copied to a GPU once.
+@lru_cache(maxsize=64)
+def _table(
+    num_source: int, source: FrameGrid, target: FrameGrid, num_frames: int, device: torch.device
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`interpolation_table` on a device: index [L], weight [L, 1] and mask [L]; not to be written."""
+    with torch.inference_mode(False):  # what is made there could not be trained through
+        left, share, is_near = map(
+            torch.from_numpy, interpolation_table(num_source, source, target, num_frames)
+        )
+        return left.to(device), share[:, None].to(device), is_near.to(device)
+
+
+@lru_cache(maxsize=64)
+def _is_inside(
+    num_samples: int, target: FrameGrid, num_frames: int, device: torch.device
+) -> Tensor:
+    """Which frames [L] begin before the end of an item; not to be written."""
+    with torch.inference_mode(False):
+        starts = torch.arange(num_frames) * target.hop_samples
+        return (starts < num_samples).to(device)
 
 
 def speech_teacher_models(
