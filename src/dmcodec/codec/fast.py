@@ -280,10 +280,13 @@ class FastDecoder:
 
 
 class FastSpectralDecoder:
-    """A `SpectralDecoder` in pieces; its layers are matrix products already."""
+    """A `SpectralDecoder` in pieces; its layers are matrix products already, and run as they are.
+
+    So there is no copy of weights to be compared with them.
+    """
 
     def __init__(self, decoder: SpectralDecoder) -> None:
-        self.frozen, self.decoder = Frozen(decoder), decoder
+        self.decoder = decoder
 
     def __call__(self, quantized: list[Tensor]) -> list[Tensor]:
         """Waveforms [L_i * hop_length] of quantized latents [D, L_i]."""
@@ -350,7 +353,7 @@ class Inference:
 
     def __init__(self) -> None:
         self._encoder: FastEncoder | None = None
-        self._decoder: FastDecoder | FastSpectralDecoder | None = None
+        self._decoder: FastDecoder | None = None
 
     def __reduce__(self) -> tuple[type["Inference"], tuple[()]]:
         """Copies and pickles of a codec carry its weights once."""
@@ -373,12 +376,11 @@ class Inference:
         decoder = network.decoder
         if not _is_fast(network):
             self._encoder = self._decoder = None
-        elif self._decoder is None or not self._decoder.frozen.are_of(decoder):
-            self._decoder = (
-                FastSpectralDecoder(decoder)
-                if isinstance(decoder, SpectralDecoder)
-                else FastDecoder(decoder)
-            )
+            return None
+        if isinstance(decoder, SpectralDecoder):
+            return FastSpectralDecoder(decoder)
+        if self._decoder is None or not self._decoder.frozen.are_of(decoder):
+            self._decoder = FastDecoder(decoder)
         return self._decoder
 
 
