@@ -9,7 +9,7 @@ layers) and the shipped one in turn, so that other load meets both alike, and ta
 each. The floor is the network's multiplications at the rate of a large matrix product, timed in
 turn with them. With one thread the clock is that thread's CPU time, otherwise wall time.
 `memory` works on noise of these lengths, each in a process of its own: peak of the process.
-`windows` joins the files into one stream and compares the codes of windows of one second, with
+`windows` joins the files into one waveform and compares the codes of windows of one second, with
 context of several lengths, with those of the whole.
 `--model full` is the paper's architecture with random weights, whose speed is that of trained ones.
 """

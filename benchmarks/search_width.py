@@ -3,7 +3,7 @@
     python benchmarks/search_width.py speech/test.jsonl --clips 16 --widths 1 4 16
 
 Of all clips: squared error of the latents against that of greedy codes (width 1), the share of
-codes that differ from these, perplexity of books, and their stream perplexity (evaluation/codes.py:
+codes that differ from these, perplexity of books, and their bigram perplexity (metrics/codes.py:
 how well a bigram model of one half of the clips predicts the other). Of `--clips` of them, drawn as
 `dmcodec evaluate` draws: STOI and PESQ-WB. CPU time is that of the quantizer alone on one thread,
 the widths in turn on the same frames, the shortest of `--repeats`; and what making the tables took,
@@ -63,7 +63,7 @@ def main() -> None:
     codes = {way: {n: encode(x) for n, x in latents.items()} for way, encode in ways.items()}
 
     print_times(times, joined.shape[2] / codec.config.frame_rate)
-    print_streams(codec, codes)
+    print_books(codec, codes)
     print_quality(codec, codes, latents, waveforms, heard)
 
 
@@ -108,22 +108,22 @@ def print_quality(
         print(f"| {way} | {' | '.join(cells)} |", flush=True)
 
 
-def print_streams(codec: Codec, codes: dict[str, dict[str, Tensor]]) -> None:
+def print_books(codec: Codec, codes: dict[str, dict[str, Tensor]]) -> None:
     """What a language model gets: changed codes, and how predictable the books are."""
     size = codec.config.quantizer.codebook_size
     greedy = next(iter(codes.values()))
     names = ("width", "book 1 changed", "all changed", "perplexity of book 1")
-    streams_of = ("book 1", "book 2", "later books, mean")
-    print(f"\n| {' | '.join((*names, *(f'stream perplexity, {n}' for n in streams_of)))} |")
+    books_of = ("book 1", "book 2", "later books, mean")
+    print(f"\n| {' | '.join((*names, *(f'bigram perplexity, {n}' for n in books_of)))} |")
     print("|---" * 7 + "|")
     for way, of_clips in codes.items():
         changed = torch.cat([c[0] != greedy[n][0] for n, c in of_clips.items()], dim=1).double()
         statistics = book_statistics([c[0].numpy() for c in of_clips.values()], size)
-        streams = [each.stream_perplexity or float("nan") for each in statistics]
+        bigrams = [each.bigram_perplexity or float("nan") for each in statistics]
         print(
             f"| {way} | {changed[0].mean():.1%} | {changed.mean():.1%} | "
-            f"{statistics[0].perplexity:.0f} | {streams[0]:.0f} | {streams[1]:.0f} | "
-            f"{np.mean(streams[2:]):.0f} |",
+            f"{statistics[0].perplexity:.0f} | {bigrams[0]:.0f} | {bigrams[1]:.0f} | "
+            f"{np.mean(bigrams[2:]):.0f} |",
             flush=True,
         )
 

@@ -1,7 +1,7 @@
 """Pages of the site that are made at build: the reference, and documents that live elsewhere.
 
-MkDocs calls `on_files` (`hooks` in mkdocs.yml). Names come from the package and from what the
-guides import, keys from the records, commands from the command line itself: nothing is listed here.
+MkDocs calls `on_files` and `on_page_markdown` (`hooks` in mkdocs.yml). Names come from the package
+and from what the guides import, keys from the records, commands from the command line itself.
 """
 
 import ast
@@ -29,6 +29,15 @@ from dmcodec.evaluation.config import EvaluationConfig
 from dmcodec.training.experiment import Experiment
 
 ROOT = Path(__file__).parents[1]
+# What guides link to, so that a link leads somewhere where they are read as files -> the page that
+# the site makes of it.
+PAGE_OF = {
+    "src/dmcodec/__init__.py": "reference/python.md",
+    "src/dmcodec/cli/__init__.py": "reference/commands.md",
+    "src/dmcodec/training/experiment.py": "reference/configuration.md",
+    "src/dmcodec/evaluation/config.py": "reference/configuration.md#evaluations-dmcodec-evaluate",
+    "src/dmcodec/codec/bundled/README.md": "reference/bundled.md",
+}
 CODE_BLOCK = re.compile(r"^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
 
 
@@ -45,6 +54,13 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     for name, text in pages.items():
         files.append(File.generated(config, f"reference/{name}.md", content=text))
     return files
+
+
+def on_page_markdown(markdown: str, **_: Any) -> str:
+    """A page of docs/ with its links to sources led to the pages made of them."""
+    for source, page in PAGE_OF.items():
+        markdown = markdown.replace(f"](../{source})", f"]({page})")
+    return markdown
 
 
 def moved(path: Path) -> str:

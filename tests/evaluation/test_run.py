@@ -85,7 +85,7 @@ def test_codes_are_summarized_book_by_book(finished: tuple[Evaluation, Path]) ->
 
     assert codes is not None
     assert len(codes.books) == 2
-    assert all(0 < book.usage <= 1 and book.stream_perplexity for book in codes.books)
+    assert all(0 < book.usage <= 1 and book.bigram_perplexity for book in codes.books)
 
 
 def test_tables_name_clips_versions_and_machine(finished: tuple[Evaluation, Path]) -> None:

@@ -1,5 +1,6 @@
 """Exported codecs: the codes and waveforms of torch at any length, and no torch to run them."""
 
+import copy
 import json
 import shutil
 import subprocess
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.numpy import save
+from tests.scripts import ROOT, load_script
 from typer.testing import CliRunner
 
 from dmcodec import cli
@@ -22,7 +24,7 @@ from dmcodec.codec.spectral_decoder import SpectralConfig
 pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
-from dmcodec.export.comparison import measure_export
+from dmcodec.export.comparison import compare_export
 from dmcodec.export.networks import export_onnx
 from dmcodec.export.onnx_codec import BOOKS_NAME, OnnxCodec
 from dmcodec.tokens.bitstream import loads
@@ -245,20 +247,67 @@ def test_damage_is_skipped_without_torch_too(pair: tuple, tmp_path: Path) -> Non
     assert sound[is_valid].any()
 
 
-def test_int8_keeps_most_codes_and_the_report_says_how_many(tmp_path: Path) -> None:
+def test_comparison_counts_equal_codes_and_finds_another_codec(pair: tuple, tmp_path: Path) -> None:
+    codec, _, folder = pair
+    speech = [tmp_path / "a.wav", tmp_path / "b.wav"]
+    for path, num_samples in zip(speech, (3300, 700), strict=True):
+        noise = 0.1 * np.random.default_rng(num_samples).standard_normal(num_samples)
+        write_audio(path, noise.astype(np.float32))
+    other = copy.deepcopy(codec)
+    other.quantizer.codebooks.neg_()
+
+    same = compare_export(codec, folder, speech)
+    different = compare_export(other, folder, speech)
+
+    assert same.num_codes == different.num_codes == 3 * (11 + 3)
+    assert same.num_equal == same.num_codes
+    assert same.largest_difference < 1e-4
+    assert different.num_equal < same.num_codes / 2
+    assert different.largest_difference > 1e-3
+
+
+def test_int8_keeps_most_codes(tmp_path: Path) -> None:
     codec = CODECS["paper"]
     export_onnx(codec, tmp_path / "float32")
     export_onnx(codec, tmp_path / "int8", use_int8=True)
 
-    lines = list(measure_export(codec, tmp_path / "int8", [], [0.1]))
+    found = compare_export(codec, tmp_path / "int8")
 
     small, large = (
         (tmp_path / kind / "encoder.onnx").stat().st_size for kind in ("int8", "float32")
     )
     assert small < 0.8 * large
-    share = float(lines[0].split("(")[1].removesuffix("%)"))
-    assert 50 < share <= 100  # how many depends on the processor's integer products
-    assert "ratio" in lines[2]
+    # How many depends on the processor's integer products.
+    assert 0.5 < found.num_equal / found.num_codes <= 1
+
+
+def test_command_says_how_many_codes_are_equal(tmp_path: Path) -> None:
+    CODECS["paper"].save_pretrained(tmp_path / "model")
+    write_audio(tmp_path / "a.wav", np.linspace(-0.5, 0.5, 6400, dtype=np.float32))
+    given = ["--model", tmp_path / "model", "-o", tmp_path / "onnx", "--speech", tmp_path / "a.wav"]
+
+    result = CliRunner().invoke(cli.app, ["export", *map(str, given)])
+
+    assert result.exit_code == 0, result.output
+    assert "equal codes: 60 of 60 (100.000%)" in result.output
+    assert "greatest waveform difference for equal codes: " in result.output
+
+
+def test_benchmark_prints_a_row_for_each_length(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    CODECS["paper"].save_pretrained(tmp_path / "model")
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    given = ["--model", tmp_path / "model", "--seconds", "0.1", "0.3", "--repeats", "1"]
+    monkeypatch.setattr(sys, "argv", ["onnx_speed.py", *map(str, given)])
+
+    load_script("benchmarks/onnx_speed.py").main()
+
+    rows = [line.split("|")[1:-1] for line in capsys.readouterr().out.splitlines() if "|" in line]
+    assert [row[0].strip() for row in rows[2:]] == ["0.1 s", "0.3 s"]
+    for row in rows[2:]:
+        encode_torch, encode_onnx, ratio = map(float, row[1:4])
+        assert ratio == pytest.approx(encode_onnx / encode_torch, rel=0.1)
 
 
 @pytest.fixture

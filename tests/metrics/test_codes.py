@@ -2,10 +2,10 @@ import numpy as np
 import pytest
 
 from dmcodec.metrics.codes import (
+    bigram_perplexity,
     book_statistics,
     entropy_bits,
     phone_information,
-    stream_perplexity,
 )
 from dmcodec.metrics.phones import NOT_SPEECH, label_frames
 from dmcodec.pretrained.sphinx import SpokenPhone
@@ -30,30 +30,30 @@ def test_statistics_of_books_by_hand() -> None:
     assert lazy.entropy_bits == pytest.approx(0.7219, abs=1e-4)  # of 8 to 2
 
 
-def test_random_stream_has_a_perplexity_near_the_size_of_its_book() -> None:
+def test_random_sequence_has_a_perplexity_near_the_size_of_its_book() -> None:
     rng = np.random.default_rng(0)
-    streams = [rng.integers(0, 8, 4_000) for _ in range(4)]
+    sequences = [rng.integers(0, 8, 4_000) for _ in range(4)]
 
-    assert stream_perplexity(streams, 8) == pytest.approx(8, rel=0.02)
-
-
-def test_predictable_stream_has_a_perplexity_near_one() -> None:
-    streams = [np.arange(start, start + 800) % 16 for start in (0, 5, 9, 3)]
-
-    assert stream_perplexity(streams, 16) < 1.1
+    assert bigram_perplexity(sequences, 8) == pytest.approx(8, rel=0.02)
 
 
-def test_stream_perplexity_of_two_codes_by_hand() -> None:
+def test_predictable_sequence_has_a_perplexity_near_one() -> None:
+    sequences = [np.arange(start, start + 800) % 16 for start in (0, 5, 9, 3)]
+
+    assert bigram_perplexity(sequences, 16) < 1.1
+
+
+def test_bigram_perplexity_of_two_codes_by_hand() -> None:
     """Trained on 0 0 1: unigram (3, 2) / 5 of two entries with one added; contexts of 0: 0 and 1.
 
-    The test stream 0 1 costs 3/5, then (1 + 2 * 2/5) / (2 + 2); both halves are alike.
+    The test sequence 0 1 costs 3/5, then (1 + 2 * 2/5) / (2 + 2); both halves are alike.
     """
-    streams = [np.array([0, 0, 1]), np.array([0, 0, 1])]
+    sequences = [np.array([0, 0, 1]), np.array([0, 0, 1])]
 
     probabilities = [3 / 5, (1 + 2 * 3 / 5) / 4, (1 + 2 * 2 / 5) / 4]
 
     expected = np.prod(probabilities) ** (-1 / 3)
-    assert stream_perplexity(streams, 2) == pytest.approx(expected)
+    assert bigram_perplexity(sequences, 2) == pytest.approx(expected)
 
 
 def test_codes_that_name_the_phone_hold_all_its_information() -> None:
@@ -107,6 +107,6 @@ def test_phones_of_a_known_sentence_are_found(speech: np.ndarray) -> None:
 
 def test_too_little_is_refused() -> None:
     with pytest.raises(ValueError, match="at least two clips"):
-        stream_perplexity([np.array([1, 2])], 4)
+        bigram_perplexity([np.array([1, 2])], 4)
     with pytest.raises(ValueError, match="codes and phones"):
         phone_information(np.zeros(3, int), np.zeros(2, int), np.random.default_rng(0))

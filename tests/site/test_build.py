@@ -12,6 +12,7 @@ from tests.site.blocks import ROOT
 pytest.importorskip("mkdocs", reason="needs pip install 'dmcodec[docs]'")
 pytest.importorskip("material", reason="needs pip install 'dmcodec[docs]'")
 
+DOCS = ROOT / "docs"
 ADDRESS = re.compile(r"https://[\w-]+(\.[\w-]+)+(/[\w./#?=&%@+-]*)?")
 
 
@@ -87,9 +88,13 @@ def test_links_and_anchors_lead_somewhere(site: Path, pages: dict[Path, Page]) -
 
 
 @pytest.mark.parametrize(
-    "name", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "examples/README.md"]
+    "name",
+    [
+        *("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "examples/README.md"),
+        *(str(path.relative_to(ROOT)) for path in sorted(DOCS.rglob("*.md"))),
+    ],
 )
-def test_links_of_documents_outside_lead_somewhere(
+def test_links_of_documents_read_as_files_lead_somewhere(
     name: str, site: Path, pages: dict[Path, Page]
 ) -> None:
     document = ROOT / name
@@ -98,10 +103,18 @@ def test_links_of_documents_outside_lead_somewhere(
         if parts.netloc:
             assert ADDRESS.fullmatch(link), link
             continue
-        assert (document.parent / parts.path).exists(), link
+        target = (document.parent / unquote(parts.path)).resolve() if parts.path else document
+        assert target.exists(), link
         if parts.fragment:
-            page = pages[site / Path(parts.path).relative_to("docs").with_suffix(".html")]
+            page = pages[site / target.relative_to(DOCS).with_suffix(".html")]
             assert parts.fragment in page.anchors, link
+
+
+def test_links_to_sources_lead_to_the_pages_made_of_them(pages: dict[Path, Page]) -> None:
+    links = {path.name: set(page.links) for path, page in pages.items()}
+
+    assert "reference/configuration.html#evaluations-dmcodec-evaluate" in links["evaluation.html"]
+    assert {"reference/commands.html", "reference/bundled.html"} <= links["encoding.html"]
 
 
 def test_reference_has_names_commands_and_keys_of_the_package(

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from dmcodec.cli.options import CommandError, parse_seconds
+from dmcodec.cli.options import CommandError
 from dmcodec.cli.terminal import say
 
 
@@ -23,24 +23,22 @@ def export(
     ] = False,
     speech: Annotated[
         list[Path] | None,
-        typer.Option(metavar="FILE", help="Speech for the report; default: noise and tones."),
+        typer.Option(metavar="FILE", help="Speech for the comparison; default: noise and tones."),
     ] = None,
-    seconds: Annotated[str, typer.Option(help="Lengths that are timed against torch.")] = "1,10,60",
 ) -> None:
-    """Export a codec to ONNX (waveform to codes, codes to waveform), and report what it is worth.
+    """Export a codec to ONNX (waveform to codes, codes to waveform), and compare it with torch.
 
     `dmcodec encode --backend onnx --model DIR` and `decode` use the files without torch.
     """
     from dmcodec.codec.model import load
-    from dmcodec.export.comparison import measure_export
+    from dmcodec.export.comparison import compare_export
     from dmcodec.export.networks import export_onnx
 
     if format != "onnx":
         raise CommandError(f"--format {format!r}: can export to onnx only")
-    durations = [
-        parse_seconds("--seconds", each.strip()) for each in seconds.split(",") if each.strip()
-    ]
     codec = load(model)
     export_onnx(codec, output, use_int8=int8)
-    for line in measure_export(codec, output, speech or [], durations):
-        say(line)
+    found = compare_export(codec, output, speech or ())
+    share = found.num_equal / found.num_codes
+    say(f"equal codes: {found.num_equal} of {found.num_codes} ({share:.3%})")
+    say(f"greatest waveform difference for equal codes: {found.largest_difference:.1e}")

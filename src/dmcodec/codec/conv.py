@@ -71,6 +71,7 @@ class Conv1d(nn.Module):
             in_channels, out_channels, kernel_size, stride=stride, dilation=dilation
         )
         self.stride = stride
+        # With so many steps around them, T steps hold exactly T / stride windows.
         padding = (kernel_size - 1) * dilation + 1 - stride
         self.is_causal = is_causal
         self.padding_right = 0 if is_causal else padding // 2
@@ -83,7 +84,7 @@ class Conv1d(nn.Module):
         next layer of this module.
         """
         if self.is_causal:
-            fill = -x.shape[-1] % self.stride
+            fill = -x.shape[-1] % self.stride  # up to a whole step
             return self.conv(F.pad(x, (self.padding_left, fill)))
         padded = pad_reflect(x, self.padding_left, self.padding_right, self.stride, lengths)
         return self.conv(padded)
@@ -106,6 +107,8 @@ class ConvTranspose1d(nn.Module):
     ) -> None:
         super().__init__()
         self.conv = nn.ConvTranspose1d(in_channels, out_channels, 2 * stride, stride=stride)
+        # It gives (T + 1) * stride steps, as those of a step overlap the next one's by half:
+        # `stride` of them are cut off.
         self.trim_right = stride if is_causal else stride // 2
         self.trim_left = stride - self.trim_right
 
@@ -119,7 +122,8 @@ class ConvTranspose1d(nn.Module):
 
     def step(self, x: Tensor, memory: Memory) -> Tensor:
         """The next T steps of causal layers, [B, C_out, T * stride]."""
-        y = self.conv(memory.put_before(x, 1))
+        y = self.conv(memory.put_before(x, 1))  # [B, C_out, (T + 2) * stride]
+        # The first `stride` steps came with the step before, the last lack the step to come.
         return y[..., self.trim_right : y.shape[-1] - self.trim_right]
 
 
@@ -135,8 +139,8 @@ def pad_reflect(x: Tensor, left: int, right: int, stride: int, lengths: Tensor |
     samples. An item too short to be mirrored is first continued with zeros, as in EnCodec.
     """
     size = x.shape[-1]
-    fill = ceil_div(size, stride) * stride - size
-    if left + right + stride == 1:
+    fill = -size % stride
+    if left + right + stride == 1:  # a kernel of one step
         return x
     if torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
         return _pad_reflect_traced(x, left, right, stride)
@@ -145,9 +149,12 @@ def pad_reflect(x: Tensor, left: int, right: int, stride: int, lengths: Tensor |
     if lengths is None:
         lengths = torch.full((x.shape[0],), size, device=x.device)
     lengths = lengths[:, None]  # [B, 1]
-    right_each = right + (-lengths) % stride
-    # Position of the last sample that is mirrored, zeros included for short items.
+    right_each = right + (-lengths) % stride  # [B, 1], with the item's own fill
+    # The position to mirror at: an item's last sample, or a zero that continues a short item.
     pivot = torch.maximum(lengths, right_each.clamp(min=left) + 1) - 1
+    # `source` says where in an item the positions -before and `after` around it take their samples.
+    # After its end there are as many as the largest fill needs; those beyond the item's own fill no
+    # step within its length looks at.
     before = torch.arange(left, 0, -1, device=x.device).expand(x.shape[0], left)
     after = lengths + torch.arange(right + stride - 1, device=x.device)  # [B, right + stride - 1]
     source = torch.cat([before, torch.where(after <= pivot, after, 2 * pivot - after)], dim=1)
@@ -161,13 +168,14 @@ def pad_reflect(x: Tensor, left: int, right: int, stride: int, lengths: Tensor |
 
 def _pad_reflect_traced(x: Tensor, left: int, right: int, stride: int) -> Tensor:
     """`pad_reflect` of items that fill T, for export: right for any T, not the traced one only."""
-    size = torch._shape_as_tensor(x)[2]
+    size = torch._shape_as_tensor(x)[2]  # a tensor: as a number it would be a constant of the file
     right_each = right + (-size) % stride
     pivot = torch.maximum(size, right_each.clamp(min=left) + 1) - 1
     after = size + torch.arange(right_each)  # type: ignore[call-overload]
     source = torch.cat(
         [torch.arange(left, 0, -1), torch.where(after <= pivot, after, 2 * pivot - after)]
     )
+    # [B, C, left + right_each], zero where a short item was continued
     values = x.index_select(2, source.clamp(max=size - 1)) * (source < size).to(x.dtype)
     return torch.cat([values[..., :left], x, values[..., left:]], dim=2)
 

@@ -49,7 +49,12 @@ Piece = tuple[int, int, int, int]
 
 
 class FastConv:
-    """A `Conv1d` on [T, C_in] -> [ceil(T / stride), C_out], with the activation before it."""
+    """A `Conv1d` on [T, C_in] -> [ceil(T / stride), C_out], with the activation before it.
+
+    What lies in memory as [T, C_in] is [T / n, n * C_in] too. In rows of n = stride steps a kernel
+    of 2 * stride steps covers two rows, and moves on by one row for each step of the result: two
+    matrix products, on the rows and on the rows from the second on, are the whole convolution.
+    """
 
     def __init__(self, conv: Conv1d) -> None:
         weight = conv.conv.weight.detach()  # [C_out, C_in, taps]
@@ -58,44 +63,51 @@ class FastConv:
         self.left, self.right = conv.padding_left, conv.padding_right
         self.out_channels, self.in_channels, self.num_taps = weight.shape
         self.bias = cast(Tensor, conv.conv.bias).detach()
-        self.step = 1 if self.stride > 1 else self.dilation  # rows from one product to the next
+        # Rows from one product to the next. No layer has both a stride and a dilation.
+        self.step = 1 if self.stride > 1 else self.dilation
         # Few input channels: the taps side by side make one product worth its while.
         self.is_narrow_in = self.in_channels < 8 and self.dilation == 1
         if self.is_narrow_in:
+            # Matrix [taps * C_in, C_out].
             self.weights = weight.permute(2, 1, 0).reshape(-1, self.out_channels).contiguous()
             return
-        # Few output channels: a row of several steps makes as many at once.
+        # Few output channels: one product makes `group` steps of the result side by side. Each of
+        # them has the kernel in columns of its own, `stride` steps below the one before; the rest
+        # are zeros.
         is_grouped = self.step == 1 and self.num_taps > 1
         self.group = ceil_div(LEAST_COLUMNS, self.out_channels) if is_grouped else 1
-        self.row = self.group * self.stride  # steps of the input in a row of `padded`
+        self.row_steps = self.group * self.stride  # steps of the input in a row
         self.bias = self.bias.repeat(self.group)
         span = (self.group - 1) * self.stride + self.num_taps
-        num_rows = ceil_div(span, self.row)
+        num_rows = ceil_div(span, self.row_steps)
         filled = weight.new_zeros(
-            num_rows * self.row, self.in_channels, self.group, self.out_channels
+            num_rows * self.row_steps, self.in_channels, self.group, self.out_channels
         )
         for number in range(self.group):
             first = number * self.stride
             filled[first : first + self.num_taps, :, number] = weight.permute(2, 1, 0)
-        self.weights = filled.reshape(num_rows, self.row * self.in_channels, -1)
+        # [rows, row_steps * C_in, group * C_out]: a matrix for each product
+        self.weights = filled.reshape(num_rows, self.row_steps * self.in_channels, -1)
 
     def __call__(self, x: Tensor, activation: nn.Module | None = None) -> Tensor:
         """Convolves with the borders of the layer: mirrored, or zeros when it is causal."""
         steps = ceil_div(x.shape[0], self.stride)
         padded = self._pad(x, steps, activation)
         if self.is_narrow_in:
+            # Windows overlap in memory; addmm copies them, which for so few channels is little.
             shape = (steps, self.num_taps * self.in_channels)
             windows = padded.as_strided(shape, (self.stride * self.in_channels, 1))
             return torch.addmm(self.bias, windows, self.weights)
-        rows = padded.view(-1, self.row * self.in_channels)
+        rows = padded.view(-1, self.row_steps * self.in_channels)
         size = ceil_div(steps, self.group)
-        y = torch.addmm(self.bias, rows[:size], self.weights[0])
-        for tap, weight in enumerate(self.weights[1:], start=1):
-            y.addmm_(rows[tap * self.step : tap * self.step + size], weight)
-        return y.view(-1, self.out_channels)[:steps]
+        y = torch.addmm(self.bias, rows[:size], self.weights[0])  # [size, group * C_out]
+        for number, weight in enumerate(self.weights[1:], start=1):
+            first = number * self.step
+            y.addmm_(rows[first : first + size], weight)
+        return y.view(-1, self.out_channels)[:steps]  # a last row may make steps too many
 
     def _pad(self, x: Tensor, steps: int, activation: nn.Module | None) -> Tensor:
-        """[left + T + right..., C_in], activated; as many rows as the products look at."""
+        """[left + T + right..., C_in], activated; as many steps as the products look at."""
         size, left = x.shape[0], self.left
         if self.num_taps == 1 and self.stride == 1:
             return x if activation is None else activate(activation, x)
@@ -103,20 +115,21 @@ class FastConv:
         used = left + size + right
         total = used
         if not self.is_narrow_in:
-            row_steps = (len(self.weights) - 1) * self.step + ceil_div(steps, self.group)
-            total = row_steps * self.row
+            num_rows = (len(self.weights) - 1) * self.step + ceil_div(steps, self.group)
+            total = num_rows * self.row_steps
         padded = x.new_empty(total, self.in_channels)
         inner = padded[left : left + size]
         if activation is None:
             inner.copy_(x)
         else:
             activate(activation, x, out=inner)
-        padded[used:] = 0
+        padded[used:] = 0  # met by weights of zero, which NaN in fresh memory would survive
         if self.is_causal:
             padded[:left] = 0
             padded[left + size :] = 0
             return padded
         # As in pad_reflect: an item too short to be mirrored is first continued with zeros.
+        # Pairs are (row of `padded`, step of x).
         pivot = max(size, max(left, right) + 1) - 1
         mirrored = [(left - i, i) for i in range(left, 0, -1)]
         mirrored += [
@@ -131,7 +144,11 @@ class FastConv:
 
 
 class FastConvTranspose:
-    """A `ConvTranspose1d` on [T, C_in] -> [T * stride, C_out], with the activation before it."""
+    """A `ConvTranspose1d` on [T, C_in] -> [T * stride, C_out], with the activation before it.
+
+    A kernel of 2 * stride spans two steps of the input: before it is trimmed, the result has at t
+    `stride` steps, x[t] times the kernel's first half (`now`) plus x[t - 1] times its second.
+    """
 
     def __init__(self, conv: ConvTranspose1d) -> None:
         weight = conv.conv.weight.detach()  # [C_in, C_out, 2 * stride]
@@ -139,6 +156,7 @@ class FastConvTranspose:
         self.trim_left = conv.trim_left
         self.out_channels = weight.shape[1]
         halves = weight.permute(0, 2, 1).reshape(len(weight), 2, self.stride, -1)
+        # [C_in, stride * C_out] each
         self.now, self.before = (half.flatten(1).contiguous() for half in halves.unbind(1))
         self.bias = cast(Tensor, conv.conv.bias).detach().repeat(self.stride)
 
@@ -149,7 +167,7 @@ class FastConvTranspose:
         activate(activation, x, out=padded[1:-1])
         y = torch.addmm(self.bias, padded[1:], self.now)  # [T + 1, stride * C_out]
         y.addmm_(padded[:-1], self.before)
-        y = y.view(-1, self.out_channels)
+        y = y.view(-1, self.out_channels)  # [(T + 1) * stride, C_out]
         return y[self.trim_left : self.trim_left + size * self.stride]
 
 
@@ -159,6 +177,7 @@ class FastUnit:
     def __init__(self, unit: ResidualUnit) -> None:
         self.activation_in, self.activation_out = unit.activation_in, unit.activation_out
         self.conv_in = FastConv(unit.conv_in)
+        # Kernels of one tap are matrices: [C, C] and [C / 2, C].
         self.shortcut = unit.shortcut.conv.weight.detach()[..., 0].t().contiguous()
         self.conv_out = unit.conv_out.conv.weight.detach()[..., 0].t().contiguous()
         biases = (unit.shortcut.conv.bias, unit.conv_out.conv.bias)
@@ -182,6 +201,7 @@ def activate(module: nn.Module, x: Tensor, out: Tensor | None = None) -> Tensor:
         alpha = module.alpha.detach()[0, :, 0]
         torch.mul(x, alpha, out=out)
         return out.sin_().square_().div_(alpha + 1e-9).add_(x)
+    # exp(min(x, 0)) - 1 is at least x below zero and 0 above: the larger of both is ELU.
     torch.clamp_max(x, 0.0, out=out)
     return torch.maximum(x, out.exp_().sub_(1.0), out=out)
 
@@ -224,7 +244,7 @@ class FastEncoder:
     def convolve(self, waveforms: list[Tensor]) -> list[Tensor]:
         """What the convolutions before the LSTM make of each [T]: [ceil(T / hop_length), C]."""
         num_frames = [ceil_div(len(waveform), self.hop_length) for waveform in waveforms]
-        if self.conv_in.is_causal:
+        if self.conv_in.is_causal:  # silence up to a whole frame, as in Encoder.convolve
             waveforms = [F.pad(w, (0, -len(w) % self.hop_length)) for w in waveforms]
 
         def convolve_piece(item: int, piece: Piece) -> Tensor:
@@ -316,12 +336,16 @@ def by_pieces(
 ) -> list[Tensor]:
     """Whole items joined from what `function` makes of (number of the item, piece).
 
+    At a cut the layers do what they do at an end, mirror or see zeros. That spoils no more than the
+    context, which `function` throws away.
+
     Args:
         function: may be called in several threads.
         sizes: frames of the items.
         reach: frames of context that a piece needs.
         piece_frames: of the largest piece.
     """
+    # Short items in smaller pieces, so that every thread has one.
     share = ceil_div(sum(sizes), torch.get_num_threads())
     piece_frames = min(piece_frames, max(share, LEAST_PIECE_FRAMES))
     work = [

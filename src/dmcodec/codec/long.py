@@ -59,30 +59,30 @@ def encode_long(
     check_search_width(search_width)
     encoder, device = codec.encoder, codec.device
     lstm, fast = encoder.lstm.lstm, Inference().encoder(codec)
-    pieces = _convolved_pieces(encoder, fast, blocks, chunk_frames, device)
+    convolved = _convolved_pieces(encoder, fast, blocks, chunk_frames, device)
     with (
         tempfile.TemporaryDirectory(prefix="dmcodec_") as folder,
         computing_in(codec.precision, device),
     ):
         features = _FrameFile(folder, "features", lstm.input_size)
         num_samples = 0
-        for num_new_samples, piece in pieces:
+        for num_new_samples, piece in convolved:
             features.write(features.num_frames, piece)
             num_samples += num_new_samples
         if num_samples == 0:
             raise ValueError("audio is empty; give at least one sample")
-        layers = [features]
+        outputs = [features]  # of the layer before: a file for each direction
         for layer in range(lstm.num_layers):
-            layers = _run_lstm_layer(
-                lstm, layer, layers, folder, chunk_frames, device, is_fast=fast is not None
+            outputs = _run_lstm_layer(
+                lstm, layer, outputs, folder, chunk_frames, device, is_fast=fast is not None
             )
         codes = []
-        reach = encoder.conv_out.padding_left
+        reach = encoder.conv_out.reach
         for start, stop in _spans(features.num_frames, chunk_frames):
             left, right = max(0, start - reach), min(features.num_frames, stop + reach)
-            x = torch.cat([file.read(left, right) for file in layers], dim=-1)
+            x = torch.cat([file.read(left, right) for file in outputs], dim=-1)
             skip = features.read(left, right)
-            x = x + torch.cat([skip] * len(layers), dim=-1)  # [L, C]
+            x = x + torch.cat([skip] * len(outputs), dim=-1)  # [right - left, C], as in SkipLSTM
             if fast is not None:
                 latents = fast.conv_out(x, encoder.activation).t()[None]
             else:
@@ -117,10 +117,12 @@ def decode_long(
     fast = cast(FastDecoder | None, Inference().decoder(codec))
     is_stepped = fast is not None and is_lstm_stepped(lstm)
     run = partial(run_layers, lstm) if is_stepped else lstm
-    reach_in = decoder.conv_in.padding_left
+    reach_in = decoder.conv_in.reach
     reach_out = decoder.reach_frames
     state: State | None = None
-    window = torch.zeros(1, lstm.hidden_size, 0, device=codec.device)  # LSTM outputs [1, C, n]
+    # LSTM outputs [1, C, n]: frames that wait for their context on the right, and the context on
+    # their left.
+    window = torch.zeros(1, lstm.hidden_size, 0, device=codec.device)
     window_start = done = 0  # frames: first of the window, first not yet given
     for start, stop in _spans(num_frames, chunk_frames):
         left, right = max(0, start - reach_in), min(num_frames, stop + reach_in)
@@ -131,12 +133,12 @@ def decode_long(
             if fast is not None:
                 x = fast.conv_in(quantized[0].t())[None]  # [1, L, C]
             else:
-                x = decoder.conv_in(quantized).transpose(1, 2)
+                x = decoder.conv_in(quantized).transpose(1, 2)  # [1, L, C]
             x = x[:, start - left : stop - left]
             with torch.autocast(codec.device.type, enabled=False):  # the state stays float32
                 y, state = run(x.to(codec.quantizer.codebooks.dtype), state)
             window = torch.cat([window, (y + x).transpose(1, 2)], dim=-1)
-            # Frames whose context on the right is there.
+            # Up to here frames have their context on the right.
             ready = stop if stop == num_frames else stop - reach_out
             if ready <= done:
                 continue
@@ -178,7 +180,11 @@ def _convolved_pieces(
     chunk_frames: int,
     device: torch.device,
 ) -> Iterator[tuple[int, Tensor]]:
-    """What the encoder's convolutions make of the waveform: (samples, [n, C]) for each piece."""
+    """What the encoder's convolutions make of the waveform: (samples, [n, C]) for each piece.
+
+    No MIRROR_FRAMES here: the last of several parts is longer than its context, so that what its
+    end looks back to is its own.
+    """
     hop_length = encoder.hop_length
     parts = overlapping_parts(
         _checked(blocks), chunk_frames * hop_length, encoder.reach_frames * hop_length
@@ -219,6 +225,7 @@ def _run_lstm_layer(
         spans = list(_spans(num_frames, chunk_frames))
         for start, stop in reversed(spans) if is_backward else spans:
             x = torch.cat([file.read(start, stop) for file in inputs], dim=-1)[None].to(device)
+            # Backward: the last span first, and each from its end, so that the state goes on.
             with torch.autocast(device.type, enabled=False):  # the state stays float32
                 y, state = direction(x.flip(1) if is_backward else x, state)
             output.write(start, (y.flip(1) if is_backward else y)[0])

@@ -130,20 +130,23 @@ class ResidualQuantizer(nn.Module):
         for book in range(self.config.num_codebooks):
             index = nearest_entry(residual.detach(), self.codebooks[book])  # [N]
             chosen = F.embedding(index, self.codebooks[book])  # [N, D]
+            # Books learn by moving averages, so this pulls the residual to the entry only.
             losses.append(F.mse_loss(residual, chosen))
+            # Straight through: the value is `chosen`, the gradient goes to the residual unchanged.
             outputs.append(residual + (chosen - residual).detach())
             codes.append(index)
             if update:
                 self._update_book(book, residual.detach(), index)
             # The code vectors are constants, so the gradient of every later loss still reaches
-            # the latents: all books commit, not only the first (docs/log.md).
+            # the latents: all books commit, not only the first (docs/log.md). `chosen` is a copy
+            # of entries as they were before the update.
             residual = residual - chosen
             total = total + _heard(chosen, book, last_books)
         if update:
             self.num_updates += 1
-        quantized = vectors + (total - vectors).detach()
-        shape = frames.shape[:2]
-        return QuantizerOutput(
+        quantized = vectors + (total - vectors).detach()  # straight through, as above
+        shape = frames.shape[:2]  # B, L
+        return QuantizerOutput(  # [N, C] -> [B, L, C] -> [B, C, L]
             _unflatten(quantized, shape, mask, 0.0).transpose(1, 2),
             _unflatten(torch.stack(codes, dim=1), shape, mask, -1).transpose(1, 2),
             tuple(_unflatten(output, shape, mask, 0.0).transpose(1, 2) for output in outputs),
@@ -175,8 +178,8 @@ class ResidualQuantizer(nn.Module):
         with torch.autocast(device.type, enabled=False), computing_in("float32", device):
             residual = latents.float().transpose(1, 2)  # [B, L, D]
             if check_search_width(search_width) > 1:
-                # [B L, K]
-                found = self._book_search()(residual.flatten(0, 1), books, search_width)
+                search = self._book_search()
+                found = search(residual.flatten(0, 1), books, search_width)  # [B L, K]
                 return found.view(*residual.shape[:2], books).transpose(1, 2)
             codes = []
             for codebook in self.codebooks[:books]:
@@ -211,6 +214,7 @@ class ResidualQuantizer(nn.Module):
             )
         index = codes.unbind(1)  # K' times [B, L]
         last_books = None if num_books is None else num_books[:, None]  # [B, 1]
+        # The first row is in every sum: `num_books` is 1 at least.
         total = F.embedding(index[0], self.codebooks[first_codebook])  # [B, L, D]
         for book in range(1, len(index)):
             chosen = F.embedding(index[book], self.codebooks[first_codebook + book])
@@ -235,6 +239,8 @@ class ResidualQuantizer(nn.Module):
     def _start(self, vectors: Tensor) -> None:
         """Starts every book with k-means on the residuals of one batch, all processes together."""
         residual = sample_rows(vectors, self.config.kmeans_max_vectors, self._generator(0))
+        # k-means counts in the sample, cluster_sizes in the whole batch of all processes.
+        vectors_a_row = sum(_sizes_of_all(vectors)) / len(residual)
         for book in range(self.config.num_codebooks):
             centres, counts = kmeans(
                 residual,
@@ -247,7 +253,7 @@ class ResidualQuantizer(nn.Module):
                 dist.broadcast(centres, 0)
                 dist.broadcast(counts, 0)
             self.codebooks[book] = centres
-            self.cluster_sizes[book] = counts * (sum(_sizes_of_all(vectors)) / len(residual))
+            self.cluster_sizes[book] = counts * vectors_a_row
             residual = residual - F.embedding(nearest_entry(residual, centres), centres)
         self.is_started.fill_(True)
 
@@ -258,8 +264,10 @@ class ResidualQuantizer(nn.Module):
         counts, sums = assigned_sums(vectors, index, len(codebook))
         _all_reduce(counts)
         _all_reduce(sums)
-        # The moving averages of sums and counts, divided: written as one step of the entry itself,
-        # which starts consistently and leaves an entry without vectors where it is.
+        # With moving averages n of counts and m = n c of sums, an entry c becomes m' / n', where
+        # n' = decay n + gain counts and m' = decay m + gain sums. That is one step of c itself,
+        #     c + gain (sums - counts c) / n'
+        # so m need not be kept, and an entry without vectors stays where it is.
         gain = 1 - self.config.ema_decay
         sizes.lerp_(counts, gain)
         step = gain * (sums - counts[:, None] * codebook) / sizes.clamp(min=1e-8)[:, None]
@@ -271,6 +279,8 @@ class ResidualQuantizer(nn.Module):
         codebook, sizes = self.codebooks[book], self.cluster_sizes[book]
         mean_size = sizes.mean()
         dead = (sizes < self.config.renewal_threshold * mean_size).nonzero()[:, 0]
+        # `sample_rows` waits for every process. Counts are whole numbers, summed exactly in any
+        # order: all processes find the same entries dead.
         if len(dead) == 0:
             return
         # One average entry's worth of credit: time to gather vectors before being judged again.
@@ -280,21 +290,22 @@ class ResidualQuantizer(nn.Module):
         sizes[dead] = mean_size
 
     def _generator(self, purpose: int) -> torch.Generator:
-        """A CPU generator that depends on the update's number and the purpose only."""
+        """A CPU generator that depends on the update's number and the purpose (below 1000) only."""
         return torch.Generator().manual_seed(int(self.num_updates) * 1000 + purpose)
 
 
 def _heard(chosen: Tensor, book: int, num_books: Tensor | None) -> Tensor:
-    """Code vectors [..., D] of a book, zero where no more than `book` books [...] are heard."""
+    """Code vectors [..., D] of a book (from 0), zero where `num_books` [...] leaves it out."""
     return chosen if num_books is None else chosen * (num_books > book)[..., None]
 
 
 def nearest_entry(vectors: Tensor, codebook: Tensor) -> Tensor:
     """Index of the nearest entry by Euclidean distance, [..., D] and [V, D] -> [...] int64.
 
-    |x - c|^2 = |x|^2 - 2 x c + |c|^2, and |x|^2 is the same for all entries: one matrix product.
+    |x - c|^2 = |x|^2 - 2 x c + |c|^2, and |x|^2 is the same for all entries: one matrix product, of
+    which the largest x c - |c|^2 / 2 is looked for.
     """
-    flat = vectors.reshape(-1, vectors.shape[-1])
+    flat = vectors.reshape(-1, vectors.shape[-1])  # [N, D]
     half_norms = 0.5 * codebook.square().sum(dim=1)
     index = torch.addmm(half_norms, flat, codebook.t(), beta=-1).argmax(dim=1)
     return index.reshape(vectors.shape[:-1])
@@ -313,8 +324,10 @@ def kmeans(
 ) -> tuple[Tensor, Tensor]:
     """Lloyd's k-means, [N, D] -> centres [size, D] and counts [size].
 
-    Memory is N x size at most. With fewer vectors than centres some centres share a vector.
+    Memory is N x size at most. With fewer vectors than centres some centres share a vector. A
+    centre that no vector is nearest to stays where it is.
     """
+    # Different vectors first, then any again.
     order = torch.randperm(len(vectors), generator=generator)
     if len(vectors) < size:
         more = torch.randint(len(vectors), (size - len(vectors),), generator=generator)
@@ -333,6 +346,7 @@ def sample_rows(rows: Tensor, count: int, generator: torch.Generator) -> Tensor:
     sizes = _sizes_of_all(rows)
     total = sum(sizes)
     offset = sum(sizes[: dist.get_rank()]) if _is_distributed() else 0
+    # Numbers of rows, those of rank 0 first; what other processes hold is filled in as zeros.
     chosen = torch.randperm(total, generator=generator)[:count].to(rows.device)
     local = chosen - offset
     is_mine = (local >= 0) & (local < len(rows))

@@ -61,9 +61,10 @@ class BookSearch:
         rows = torch.zeros(len(x), 1, 0, dtype=torch.int64, device=x.device)  # [N, H, book]
         for book in range(num_books):
             added = self._added_gains(x, rows, book)  # [N, H, V]
-            gains, choice, entry = keep_best(gains, added, width, self._group_size)
-            before = rows.gather(1, choice[..., None].expand(-1, -1, book))
+            gains, choice, entry = keep_best(gains, added, width, self._group_size)  # [N, H'] each
+            before = rows.gather(1, choice[..., None].expand(-1, -1, book))  # [N, H', book]
             rows = torch.cat([before, (entry + book * self.size)[..., None]], dim=2)
+        # Of each frame the best choice, [N, 1, K], and its entries as numbers in their books again.
         best = gains.argmax(dim=1)[:, None, None].expand(-1, 1, num_books)
         firsts = torch.arange(0, num_books * self.size, self.size, device=x.device)
         return rows.gather(1, best)[:, 0] - firsts
@@ -74,10 +75,11 @@ class BookSearch:
         alone = torch.addmm(self.half_norms[book], x, codebook.t(), beta=-1)[:, None]  # [N, 1, V]
         if book == 0:
             return alone
+        # <what was chosen so far, entry>, negative: rows of the table added up, or a product.
         table = self._table(book)
-        chosen = rows.view(-1, book)
+        chosen = rows.view(-1, book)  # [N H, book]
         if table is not None:
-            overlap = F.embedding_bag(chosen, table, mode="sum")
+            overlap = F.embedding_bag(chosen, table, mode="sum")  # [N H, V]
         else:
             total = F.embedding_bag(chosen, self.codebooks.flatten(0, 1), mode="sum")  # [N H, D]
             overlap = (total @ codebook.t()).neg_()
@@ -111,17 +113,20 @@ def keep_best(
     num_frames, num_choices, size = added.shape
     num_groups = size // group_size
     maxima = added.view(num_frames, num_choices, num_groups, group_size).amax(dim=3)
-    maxima = maxima.add_(gains[..., None]).flatten(1)
-    # Infinite gains put the greedy choice in front of all others.
+    maxima = maxima.add_(gains[..., None]).flatten(1)  # [N, H * num_groups]
+    # Infinite gains put the greedy choice in front of all others: here the group that it is in,
+    # among those of the first choice, and below the entry.
     greedy = maxima[:, :num_groups].argmax(dim=1, keepdim=True)
     maxima.scatter_(1, greedy, torch.inf)
-    groups = maxima.topk(min(width, maxima.shape[1])).indices  # [N, G], of the frame's H * V / size
+    groups = maxima.topk(min(width, maxima.shape[1])).indices  # [N, G]
+    # Their members are rows of one list, that of the groups of all frames.
     first = torch.arange(0, num_frames * maxima.shape[1], maxima.shape[1], device=added.device)
-    members = F.embedding(groups + first[:, None], added.view(-1, group_size))  # [N, G, size]
+    members = F.embedding(groups + first[:, None], added.view(-1, group_size))  # [N, G, group_size]
     members += gains.gather(1, groups // num_groups)[..., None]
     greedy_gain, greedy = members[:, 0].max(dim=1, keepdim=True)
     members[:, 0].scatter_(1, greedy, torch.inf)
     new_gains, place = members.flatten(1).topk(min(width, num_choices * size))
     new_gains[:, :1] = greedy_gain
+    # From the place among the members to the number among the frame's H * V.
     found = groups.gather(1, place // group_size) * group_size + place % group_size
     return new_gains, found // size, found % size

@@ -23,9 +23,12 @@ from dmcodec.config import Record
 from dmcodec.spectral import hann_window
 
 _LARGEST_LOG_MAGNITUDE = 5.0
-"""A full-scale sine has magnitude n_fft / 4 in a Hann window: log 256 = 5.5 at n_fft 1024."""
+"""Keeps exp finite. A full-scale sine has magnitude n_fft / 4 in a Hann window, log 256 = 5.5 at
+n_fft 1024; the loudest bin of the example recording, at full scale, has 4.0."""
 _SMALLEST_SQUARED_LENGTH = 1e-8
+"""Keeps the direction of a phase, and its gradient, finite where x and y are both zero."""
 _SMALLEST_ENERGY = 1e-4
+"""Within an item squared windows add up to 0.25 at least; beyond its end to nothing."""
 
 
 class SpectralConfig(Record):
@@ -186,6 +189,7 @@ class SpectralDecoder(nn.Module):
         Step n is centred on the middle of its hop. Windows are added and divided by the sum of
         their squares: an STFT that belongs to a waveform gives that waveform back exactly.
         """
+        # The phase is the direction of (x, y): an angle would jump where it wraps around.
         log_magnitude, x, y = spectra.chunk(3, dim=-1)  # [B, N, F] each
         magnitude = log_magnitude.clamp(max=_LARGEST_LOG_MAGNITUDE).exp()
         if mask is not None:  # steps beyond an item's end add nothing, and no window either
@@ -194,7 +198,7 @@ class SpectralDecoder(nn.Module):
         real, imaginary = scale * x, scale * y
         window = hann_window(self.n_fft, spectra.device, spectra.dtype)
         is_there = torch.ones_like(real[..., :1]) if mask is None else mask.to(real.dtype)
-        energy = self._overlap_add(is_there * window.square())
+        energy = self._overlap_add(is_there * window.square())  # [B, 1, N * stft_hop_length]
         if torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
             frames = _inverse_dft(real, imaginary, self.n_fft)  # ONNX has no inverse real FFT
         else:
@@ -204,14 +208,15 @@ class SpectralDecoder(nn.Module):
     def _overlap_add(self, frames: Tensor) -> Tensor:
         """[B, N, n_fft] -> [B, 1, N * stft_hop_length], cut alike on both sides."""
         hop, size = self.stft_hop_length, frames.shape[1]
-        # As many hops as a window touches; zeros fill the last.
+        # As many hops as a window touches; zeros fill the last. The first hop of each window is
+        # added at the window's own step, its second at the next step, and so on.
         num_hops = ceil_div(self.n_fft, hop)
         frames = F.pad(frames, (0, num_hops * hop - self.n_fft))
-        summed = F.pad(frames[..., :hop], (0, 0, 0, num_hops - 1))
+        summed = F.pad(frames[..., :hop], (0, 0, 0, num_hops - 1))  # [B, N + num_hops - 1, hop]
         for number in range(1, num_hops):
             part = frames[..., number * hop : (number + 1) * hop]  # [B, N, hop]
             summed = summed + F.pad(part, (0, 0, number, num_hops - 1 - number))
-        left = (self.n_fft - hop) // 2
+        left = (self.n_fft - hop) // 2  # a window is centred on its hop
         return summed.flatten(1)[:, None, left : left + size * hop]
 
     def _initialize(self) -> None:

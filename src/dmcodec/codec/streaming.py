@@ -62,16 +62,17 @@ class StreamEncoder:
         if len(chunks) != len(states):
             raise ValueError(f"{len(chunks)} chunks for {len(states)} states")
         hop_length, device = self.codec.config.hop_length, self.codec.device
-        heard = []
+        heard = []  # what was pending and what is new
         for number, (chunk, state) in enumerate(zip(chunks, states, strict=True)):
             chunk = check_block(chunk, f"chunk {number}").to(device)
             heard.append(chunk if state.pending is None else torch.cat([state.pending, chunk]))
         counts = [len(samples) // hop_length for samples in heard]
+        # [1, n_i * hop_length] each: whole frames
         frames = [x[: n * hop_length][None] for x, n in zip(heard, counts, strict=True)]
         with computing_in(self.codec.precision, self.codec.device):
             codes, memories = _run_together(frames, states, self._encode)
         nothing = torch.zeros(self._num_codebooks, 0, dtype=torch.int64, device=device)
-        new_states = [
+        new_states = [  # clone: a view would keep the whole chunk
             StreamState(memory, samples[n * hop_length :].clone())
             for memory, samples, n in zip(memories, heard, counts, strict=True)
         ]
@@ -130,7 +131,11 @@ class StreamDecoder:
 def _run_together(
     items: list[Tensor], states: Sequence[StreamState], run: Callable[[Tensor, Memory], Tensor]
 ) -> tuple[list[Tensor | None], list[tuple[Tensor, ...] | None]]:
-    """Results and memories of items [C, T_i]; those of one shape and age class in one batch."""
+    """Results and memories of items [C, T_i], in batches of items that have the same shape.
+
+    Streams before their first frame have no memory to join, so they are batches of their own. An
+    item without steps is not run: its result is None, its memory the old one.
+    """
     results: list[Tensor | None] = [None] * len(items)
     memories = [state.memory for state in states]
     groups: dict[tuple[object, ...], list[int]] = defaultdict(list)

@@ -19,7 +19,8 @@ _LEAKY_SLOPE = 0.1
 class PeriodDiscriminator(nn.Module):
     """Convolutions down the columns of a waveform folded into rows of `period` samples.
 
-    One convolution per entry of `channels`, all with stride 3 but the last; columns never mix.
+    One convolution per entry of `channels`, all with stride 3 but the last. Kernels are one column
+    wide, so columns never mix: each is the waveform at every `period`-th sample.
 
     Reference: Kong et al. 2020, arXiv:2010.05646, sec. 2.3 and appendix A.2.
     """
@@ -63,7 +64,7 @@ class PeriodDiscriminator(nn.Module):
         if num_missing:
             mode = "reflect" if num_missing < num_samples else "constant"
             waveform = F.pad(waveform, (0, num_missing), mode=mode)
-        activations = waveform.view(batch_size, 1, -1, self.period)  # [B, 1, T / period, period]
+        activations = waveform.view(batch_size, 1, -1, self.period)  # [B, 1, rows, period]
         feature_maps = []
         for layer in cast(list[nn.Conv2d], self.layers):
             activations = F.leaky_relu(layer(activations), _LEAKY_SLOPE)

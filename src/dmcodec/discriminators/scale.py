@@ -40,6 +40,7 @@ class ScaleDiscriminator(nn.Module):
         num_in = 1
         layers = []
         for num_out, (kernel_size, stride, max_groups) in zip(channels, _LAYERS, strict=True):
+            # Divides both widths, as groups must, and is at most num_in / 8, or 1.
             num_groups = math.gcd(
                 max_groups, max(1, num_in // _MIN_CHANNELS_PER_GROUP), num_in, num_out
             )
@@ -69,6 +70,7 @@ class ScaleDiscriminator(nn.Module):
         """
         activations = waveform
         for _ in range(self.num_halvings):
+            # [B, 1, T] -> [B, 1, T // 2 + 1], at half the rate
             activations = F.avg_pool1d(activations, kernel_size=4, stride=2, padding=2)
         feature_maps = []
         for layer in cast(list[nn.Conv1d], self.layers):

@@ -41,7 +41,7 @@ class StftDiscriminator(nn.Module):
                 (3, 9),
                 stride=(1, 2),
                 dilation=(dilation, 1),
-                padding=(dilation, 4),
+                padding=(dilation, 4),  # keeps L, halves F
             )
             for dilation in _TIME_DILATIONS
         ]
@@ -62,7 +62,8 @@ class StftDiscriminator(nn.Module):
         spectrum = stft(waveform[:, 0], self.n_fft, self.n_fft // 4, self.n_fft)  # [B, F, L]
         # The energy of a periodic Hann window of n samples is 3n/8.
         spectrum = spectrum * (3 * self.n_fft / 8) ** -0.5
-        activations = torch.view_as_real(spectrum).permute(0, 3, 2, 1)  # [B, 2, L, F]
+        # [B, F, L, 2] -> [B, 2, L, F]: real and imaginary part are two channels
+        activations = torch.view_as_real(spectrum).permute(0, 3, 2, 1)
         feature_maps = []
         for layer in cast(list[nn.Conv2d], self.layers):
             activations = F.leaky_relu(layer(activations), _LEAKY_SLOPE)

@@ -1,6 +1,7 @@
 """Codecs to ONNX: one file from waveform to codes, one back, with any batch and any length.
 
-The files run in onnx_codec.py, or wherever ONNX runs; comparison.py says what they are worth.
+The files run in onnx_codec.py, or wherever ONNX runs; comparison.py says whether they give what
+torch gives.
 """
 
 import copy

@@ -43,8 +43,8 @@ def dimension_cosine_loss(
     `frame_cosine_loss` for it.
     """
     student, teacher, mask = _prepare(student, teacher, mask)
-    losses = -F.logsigmoid(_cosine(student, teacher, dim=1)).mean(dim=1)  # [B]
-    has_frames = mask.any(dim=1)
+    losses = -F.logsigmoid(_cosine(student, teacher, dim=1)).mean(dim=1)  # [B, H] -> [B]
+    has_frames = mask.any(dim=1)  # without, the cosine is 0, which would count as a loss of 0.693
     return _mean(losses.masked_fill(~has_frames, 0.0), has_frames, count)
 
 
@@ -148,7 +148,8 @@ def _cosine(student: Tensor, teacher: Tensor, dim: int) -> Tensor:
     return products * squared_norms[0].rsqrt() * squared_norms[1].rsqrt()
 
 
-def _mean(values: Tensor, counts: Tensor, count: Tensor | None) -> Tensor:
-    """Sum of `values` over how many count, or over `count`."""
-    divisor = counts.sum() if count is None else count
+def _mean(values: Tensor, is_counted: Tensor, count: Tensor | None) -> Tensor:
+    """Sum of `values`, zero where they do not count, over how many count, or over `count`."""
+    divisor = is_counted.sum() if count is None else count
+    # Not clamped to 1: a count averaged over processes may be less. Where nothing counts, 0 / 1e-6.
     return values.sum() / divisor.clamp(min=1e-6)

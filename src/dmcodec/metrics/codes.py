@@ -1,4 +1,4 @@
-"""What the codes of a codec hold: use of the books, entropy, and how predictable the streams are.
+"""What the codes of a codec hold: use of the books, entropy, and how predictable they are.
 
 Functions of codes only; which sounds they stand for is known where phone labels are given.
 """
@@ -21,14 +21,14 @@ class BookStatistics:
 
     usage: share of entries that occur. perplexity: 2 to the entropy, at most V. entropy_bits: of
     one code by itself. saved: share of the bits that an ideal coder of single codes would save.
-    stream_perplexity: see `stream_perplexity`; None with fewer than two clips.
+    bigram_perplexity: see `bigram_perplexity`; None with fewer than two clips.
     """
 
     usage: float
     perplexity: float
     entropy_bits: float
     saved: float
-    stream_perplexity: float | None
+    bigram_perplexity: float | None
 
 
 def book_statistics(clips: Sequence[Codes], codebook_size: int) -> list[BookStatistics]:
@@ -41,17 +41,17 @@ def book_statistics(clips: Sequence[Codes], codebook_size: int) -> list[BookStat
         raise ValueError("needs at least one clip and a book of at least two entries")
     results = []
     for book in range(len(clips[0])):
-        streams = [clip[book] for clip in clips]
-        entropy = entropy_bits(np.bincount(np.concatenate(streams), minlength=codebook_size))
-        counts = np.bincount(np.concatenate(streams), minlength=codebook_size)
+        sequences = [clip[book] for clip in clips]
+        counts = np.bincount(np.concatenate(sequences), minlength=codebook_size)
+        entropy = entropy_bits(counts)
         results.append(
             BookStatistics(
                 usage=float(np.count_nonzero(counts) / codebook_size),
                 perplexity=2**entropy,
                 entropy_bits=entropy,
                 saved=1 - entropy / float(np.log2(codebook_size)),
-                stream_perplexity=stream_perplexity(streams, codebook_size)
-                if len(streams) > 1
+                bigram_perplexity=bigram_perplexity(sequences, codebook_size)
+                if len(sequences) > 1
                 else None,
             )
         )
@@ -67,8 +67,8 @@ def entropy_bits(counts: NDArray[np.integer] | Floats) -> float:
     return float(-(shares * np.log2(shares)).sum())
 
 
-def stream_perplexity(streams: Sequence[NDArray[np.int64]], codebook_size: int) -> float:
-    """Perplexity of one book's streams under a bigram model trained on the other half.
+def bigram_perplexity(sequences: Sequence[NDArray[np.int64]], codebook_size: int) -> float:
+    """Perplexity of one book's codes under a bigram model trained on the other half.
 
     Clips with even and odd numbers take turns as training and test set. The bigram is smoothed
     with the unigram by Witten and Bell's rule, the unigram with one added count an entry. Small
@@ -76,26 +76,26 @@ def stream_perplexity(streams: Sequence[NDArray[np.int64]], codebook_size: int) 
     model has to learn.
 
     Args:
-        streams: codes [L_i] of at least two clips.
+        sequences: codes [L_i] of at least two clips.
         codebook_size: V; a book of which nothing can be predicted has perplexity V.
 
     Reference: Witten and Bell 1991, doi:10.1109/18.87000.
     """
-    if len(streams) < 2:
+    if len(sequences) < 2:
         raise ValueError("needs at least two clips: one to train on, one to test")
     bits, num_codes = 0.0, 0
     for parity in (0, 1):
-        train = [s for n, s in enumerate(streams) if n % 2 == parity]
-        test = [s for n, s in enumerate(streams) if n % 2 != parity]
+        train = [s for n, s in enumerate(sequences) if n % 2 == parity]
+        test = [s for n, s in enumerate(sequences) if n % 2 != parity]
         bits += _bigram_bits(train, test, codebook_size)
-        num_codes += sum(len(stream) for stream in test)
+        num_codes += sum(len(each) for each in test)
     return float(2 ** (bits / num_codes))
 
 
 def _bigram_bits(
     train: Sequence[NDArray[np.int64]], test: Sequence[NDArray[np.int64]], size: int
 ) -> float:
-    """Bits that the test streams need under the training streams' bigrams."""
+    """Bits that the test clips need under the training clips' bigrams."""
     unigrams = np.bincount(np.concatenate(train), minlength=size) + 1.0
     unigrams /= unigrams.sum()
     pairs = np.concatenate([s[:-1] * size + s[1:] for s in train])
@@ -103,8 +103,8 @@ def _bigram_bits(
     contexts = np.bincount(pair_codes // size, weights=pair_counts, minlength=size)
     kinds = np.bincount(pair_codes // size, minlength=size).astype(np.float64)
     bits = 0.0
-    for stream in test:
-        before, after = stream[:-1], stream[1:]
+    for sequence in test:
+        before, after = sequence[:-1], sequence[1:]
         place = np.searchsorted(pair_codes, before * size + after)
         place = np.minimum(place, len(pair_codes) - 1)
         is_seen = len(pair_codes) > 0 and pair_codes[place] == before * size + after
@@ -112,7 +112,7 @@ def _bigram_bits(
         # A context that never occurred leaves everything to the unigram.
         novel = np.where(contexts[before] > 0, kinds[before], 1.0)
         probability = (seen + novel * unigrams[after]) / (contexts[before] + novel)
-        bits -= float(np.log2(unigrams[stream[0]]) + np.log2(probability).sum())
+        bits -= float(np.log2(unigrams[sequence[0]]) + np.log2(probability).sum())
     return bits
 
 

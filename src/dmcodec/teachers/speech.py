@@ -114,7 +114,7 @@ class SpeechTeacher:
 def _table(
     num_source: int, source: FrameGrid, target: FrameGrid, num_frames: int, device: torch.device
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """`interpolation_table` on a device: index [L], weight [L, 1] and mask [L]; not to be written."""
+    """`interpolation_table` on a device: index [L], weight [L, 1], mask [L]; not to be written."""
     with torch.inference_mode(False):  # what is made there could not be trained through
         left, share, is_near = map(
             torch.from_numpy, interpolation_table(num_source, source, target, num_frames)

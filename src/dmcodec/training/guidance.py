@@ -273,8 +273,10 @@ class Guidance:
 def mean_of_books(outputs: Sequence[Tensor], books: Sequence[int]) -> Tensor:
     """Mean of the outputs [B, D, L] of books that are numbered from 1.
 
-    Each output has the whole gradient of the latents, and so would their mean, which is n times
-    smaller than their sum: a teacher of n books would pull n times harder. The mean gets an n-th.
+    Straight through, each output hands its whole gradient on to the latents, and so does their
+    mean. But the mean of n books is about n times smaller than their sum, and the gradient of a
+    cosine grows as its argument shrinks: a teacher of n books would pull n times harder. So an n-th
+    of the gradient is handed on.
     """
     mean = torch.stack([outputs[book - 1] for book in books]).mean(dim=0)
     return mean.detach() + (mean - mean.detach()) / len(books)
@@ -292,7 +294,7 @@ def character_loss(
     From logits [B, L, V] only the frames from a segment's first whole word to its last are used:
     words that the crop cuts have no target.
     """
-    frame_samples = frames.hop_length * TIME_RATE / frames.sample_rate
+    frame_samples = frames.hop_length * TIME_RATE / frames.sample_rate  # in the words' unit of time
     inputs, targets = [], []
     for item, spoken in zip(logits, words, strict=True):
         text = " ".join(word.text.lower() for word in spoken)
@@ -300,11 +302,11 @@ def character_loss(
         if not target:
             continue
         first = int(spoken[0].start_samples // frame_samples)
-        stop = -int(-spoken[-1].end_samples // frame_samples)
+        stop = -int(-spoken[-1].end_samples // frame_samples)  # rounded up
         inputs.append(item[first:stop].float().log_softmax(dim=-1))
         targets.append(torch.tensor(target, device=logits.device))
     count = _shared(logits.new_tensor(float(len(inputs)), dtype=torch.float32), accelerator)
-    if not inputs:
+    if not inputs:  # every weight takes part in every step, as in `Guidance.terms`
         return 0.0 * logits.float().sum()
     with torch.autocast(logits.device.type, enabled=False):
         losses = F.ctc_loss(
@@ -314,14 +316,18 @@ def character_loss(
             torch.tensor([len(each) for each in targets]),
             blank=_BLANK,
             reduction="none",
-            zero_infinity=True,
+            zero_infinity=True,  # more characters than frames have no alignment
         )
     lengths = torch.tensor([len(each) for each in targets], device=logits.device)
     return (losses / lengths).sum() / count
 
 
 def _shared(count: Tensor, accelerator: Accelerator | None) -> Tensor:
-    """The mean over processes of a count, so that their losses average to that of one process."""
+    """The mean over processes of a count.
+
+    Gradients are averaged over processes: of n that each divide by a mean count c, the average is
+    the sum of all over n c, as one process has it.
+    """
     if accelerator is None or accelerator.num_processes == 1:
         return count
     return cast(Tensor, accelerator.reduce(count, reduction="mean"))

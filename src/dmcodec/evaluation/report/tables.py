@@ -204,7 +204,7 @@ def _facts(summary: Summary) -> str:
 def books_table(summary: Summary) -> tuple[list[str], list[list[str]]]:
     """Headings and lines, one for each book; of codecs in several rows each book once."""
     head = ["codec", "book", "usage %", "perplexity", "entropy, bits", "saved by ideal coder %"]
-    head += ["stream perplexity", "phone information %", "by chance %"]
+    head += ["bigram perplexity", "phone information %", "by chance %"]
     rows: list[list[str]] = []
     for system in summary.systems:
         if system.codes is None:
@@ -219,7 +219,7 @@ def books_table(summary: Summary) -> tuple[list[str], list[list[str]]]:
                 f"{book.perplexity:.0f}",
                 f"{book.entropy_bits:.2f}",
                 f"{100 * book.saved:.1f}",
-                _number(book.stream_perplexity, "{:.0f}"),
+                _number(book.bigram_perplexity, "{:.0f}"),
                 _number(phones.share if phones else None, "{:.1f}", 100),
                 _number(phones.chance if phones else None, "{:.1f}", 100),
             ]
