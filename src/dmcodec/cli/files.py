@@ -17,6 +17,7 @@ from dmcodec.cli.options import (
     Device,
     Force,
     Inputs,
+    MaxFailures,
     Model,
     NumCodebooks,
     Output,
@@ -31,7 +32,8 @@ from dmcodec.cli.options import (
     read_bytes,
     say_damaged,
 )
-from dmcodec.cli.terminal import complain, plain_console, printable, say
+from dmcodec.cli.terminal import plain_console, printable, say, show_progress, show_reports
+from dmcodec.jobs import Failure, Report
 
 if TYPE_CHECKING:
     from dmcodec.audio import Waveform
@@ -52,6 +54,7 @@ def encode(
     threads: Threads = None,
     force: Force = False,
     backend: Backend = Runtime.TORCH,
+    max_failures: MaxFailures = "0",
 ) -> None:
     """Encode sound files (wav, flac, ogg, mp3, any rate and channels) to .dmc files."""
     from dmcodec.audio import SoundBytes
@@ -77,7 +80,8 @@ def encode(
     def work(path: Path, target: Path) -> None:
         write_whole(target, encode_sound(path))
 
-    _for_each("encoding", paths, targets, work, force, problems=problems)
+    report = _for_each("encoding", paths, targets, work, force, problems=problems)
+    show_reports({"encoding": report}, max_failures)
 
 
 def decode(
@@ -96,6 +100,7 @@ def decode(
         bool, typer.Option("--any-model", help="Decode codes that another model made.")
     ] = False,
     backend: Backend = Runtime.TORCH,
+    max_failures: MaxFailures = "0",
 ) -> None:
     """Decode .dmc files to 16-bit WAV files."""
     from dmcodec.audio import write_audio_blocks
@@ -130,7 +135,8 @@ def decode(
         target.parent.mkdir(parents=True, exist_ok=True)
         write_audio_blocks(target, blocks, engine.sample_rate)
 
-    _for_each("decoding", paths, targets, work, force, problems=problems)
+    report = _for_each("decoding", paths, targets, work, force, problems=problems)
+    show_reports({"decoding": report}, max_failures)
 
 
 def _is_piped(inputs: Sequence[Path], output: Path | None) -> bool:
@@ -168,6 +174,7 @@ def reconstruct(
     threads: Threads = None,
     force: Force = False,
     columns: ColumnNames = None,
+    max_failures: MaxFailures = "0",
 ) -> None:
     """Encode and decode sound files (or a .jsonl manifest), and measure what is left of them."""
     import torch
@@ -205,7 +212,7 @@ def reconstruct(
                 plot_reconstruction(result, rate, title, staged.with_suffix(".png"))
             num_written += 1
 
-    failed = _for_each(
+    report = _for_each(
         "reconstructing",
         paths,
         targets,
@@ -213,14 +220,12 @@ def reconstruct(
         force,
         beside=(".dmc", ".png"),
         is_writing=output is not None,
-        end=False,
         problems=problems,
     )
     _show_reconstructions(codec, results)
     if num_written:
         say(f"wrote WAV, .dmc and PNG of {num_written} file(s) to {output}")
-    if failed:
-        raise typer.Exit(1)
+    show_reports({"reconstructing": report}, max_failures)
 
 
 def info(
@@ -248,24 +253,20 @@ def _for_each(
     *,
     beside: Sequence[str] = (),
     is_writing: bool = True,
-    end: bool = True,
     problems: Sequence[str] = (),
-) -> bool:
-    """Works on every file with a progress bar; what fails is named with its reason at the end.
+) -> Report:
+    """Works on every file with a progress bar, also when others fail.
 
     Without `force` nothing is replaced: neither a target nor its namesakes with suffixes `beside`.
-    `problems` are of inputs that gave no file: they are named and counted with the failures.
+    `problems` are of inputs that gave no file: they are counted with the failures.
     An input is never replaced.
-    Gives whether any failed; with `end` the command ends with exit code 1 instead.
     """
-    from rich.progress import Progress
-
-    failures = list(problems)
+    failures: list[Failure] = [{"reason": problem} for problem in problems]
+    report = Report(total=len(paths) + len(problems), failures=failures)
     inputs = {number for path in paths if (number := _file_number(path)) is not None}
-    with Progress(transient=True, disable=len(paths) < 2) as progress:
-        for path, target in progress.track(
-            list(zip(paths, targets, strict=True)), description=title
-        ):
+    with show_progress() as progress:
+        for path, target in zip(paths, targets, strict=True):
+            progress(title, report.num_finished, report.total)
             try:
                 for result in (target, *map(target.with_suffix, beside)) if is_writing else ():
                     if not exists(result):
@@ -278,17 +279,11 @@ def _for_each(
                     if not force:
                         raise FileExistsError(f"{result} exists: give --force to replace it")
                 work(path, target)
+                report.num_done += 1
             except (ValueError, OSError) as problem:
                 text = describe_problem(problem)
-                failures.append(text if str(path) in text else f"{path}: {text}")
-    for failure in failures:
-        complain(failure)
-    if failures or len(paths) > 1:
-        num_done = len(paths) + len(problems) - len(failures)
-        say(f"{title}: {num_done} done, {len(failures)} failed", is_aside=True)
-    if failures and end:
-        raise typer.Exit(1)
-    return bool(failures)
+                failures.append({"reason": text if str(path) in text else f"{path}: {text}"})
+    return report
 
 
 def _file_number(path: Path) -> tuple[int, int] | None:

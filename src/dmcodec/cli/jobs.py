@@ -2,8 +2,7 @@
 
 import errno
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,6 +12,7 @@ from dmcodec.cli.options import (
     ColumnNames,
     CommandError,
     Device,
+    MaxFailures,
     Model,
     NumCodebooks,
     PrecisionName,
@@ -23,7 +23,14 @@ from dmcodec.cli.options import (
     parse_columns,
     parse_seconds,
 )
-from dmcodec.cli.terminal import complain, plain_console, printable, say, show_logs
+from dmcodec.cli.terminal import (
+    complain,
+    plain_console,
+    say,
+    show_logs,
+    show_progress,
+    show_reports,
+)
 from dmcodec.processes import MAX_WORKERS
 
 if TYPE_CHECKING:
@@ -105,9 +112,7 @@ def teach(
         int, typer.Option(min=1, max=MAX_WORKERS, help="Processes, each with its models.")
     ] = 1,
     device: Device = "cpu",
-    max_failed_percent: Annotated[
-        float, typer.Option(min=0, help="More failed utterances than this end with exit code 1.")
-    ] = 1.0,
+    max_failures: MaxFailures = "1%",
 ) -> None:
     """Compute the teachers' features of an experiment once; run again to go on where it stopped."""
     from dmcodec.config import load_config
@@ -116,19 +121,11 @@ def teach(
 
     experiment = load_config(config, Experiment, assignments)
     open_device(device)
-    with _stage_progress() as progress:
-        summaries = teach_stores(
-            experiment, num_processes=processes, device=device, on_progress=progress
+    with show_progress() as progress:
+        reports = teach_stores(
+            experiment, num_processes=processes, device=device, progress=progress
         )
-    for folder, summary in summaries.items():
-        for name, reason in list(summary.failed.items())[:20]:
-            complain(f"{name}: {reason}")
-        say(
-            f"{folder}: {summary.num_done} done ({summary.num_without_features} of them without "
-            f"any feature), {summary.num_skipped} there before, {len(summary.failed)} failed"
-        )
-    if any(100 * each.failed_share > max_failed_percent for each in summaries.values()):
-        raise typer.Exit(1)
+    show_reports({str(folder): report for folder, report in reports.items()}, max_failures)
 
 
 def tokenize(  # noqa: PLR0913 (one for each flag)
@@ -155,9 +152,7 @@ def tokenize(  # noqa: PLR0913 (one for each flag)
         float | None,
         typer.Option(min=0.01, help="Speech in a batch; default: 16 on the CPU, else 400."),
     ] = None,
-    max_failures: Annotated[
-        int, typer.Option(min=0, help="More failed utterances than this stop the job.")
-    ] = 100,
+    max_failures: MaxFailures = "100",
     readers: Annotated[
         int, typer.Option(min=1, max=MAX_WORKERS, help="Threads that read sound files.")
     ] = 2,
@@ -220,7 +215,7 @@ def tokenize(  # noqa: PLR0913 (one for each flag)
         threads_per_worker=threads,
     )
     try:
-        with _progress("tokenizing", len(utterances)) as advance:
+        with show_progress() as progress:
             job = tokenize_corpus(
                 codec,
                 utterances,
@@ -231,7 +226,7 @@ def tokenize(  # noqa: PLR0913 (one for each flag)
                 ),
                 cluster=cluster if ray else None,
                 max_failures=max_failures,
-                on_progress=advance,
+                progress=progress,
             )
     except OSError as problem:
         message = describe_problem(problem)
@@ -240,10 +235,10 @@ def tokenize(  # noqa: PLR0913 (one for each flag)
         raise CommandError(message) from problem
     except torch.OutOfMemoryError as problem:
         raise CommandError("out of memory: lower --batch-seconds") from problem
-    for failure in job.failures[:20]:
-        complain(f"{failure['id']}: {failure['reason']}")
-    say(*job.describe(rate).split("\n"))
-    if not job.num_done + job.num_skipped:
+    show_reports({"tokenizing": job}, max_failures)
+    if job.times.num_samples:
+        say(job.describe_speed(rate))
+    if not job.num_done + job.num_before:
         raise CommandError(f"none of the {len(utterances)} utterances could be tokenized")
     if problems:
         say(f"{len(problems)} lines or lists could not be read, see above", is_aside=True)
@@ -311,6 +306,7 @@ def evaluate(  # noqa: PLR0913 (one for each flag)
         ),
     ] = None,
     device: Device = "cpu",
+    max_failures: MaxFailures = "1%",
     export: Annotated[
         str | None, typer.Option(metavar="versa", help="Also write the input lists of VERSA.")
     ] = None,
@@ -354,17 +350,12 @@ def evaluate(  # noqa: PLR0913 (one for each flag)
         EvaluationConfig, apply_assignments(table, assignments or []), source="evaluate"
     )
     show_logs(logging.WARNING)
-    with _stage_progress() as progress:
+    with show_progress() as progress:
         evaluation = evaluate_systems(config, output, progress)
     _show_evaluation(evaluation.summary, as_markdown=output_format == "markdown")
     written = f"report: {output / 'report.html'}; tables: table.md, table.csv; rows: rows.jsonl"
     say(written, is_aside=True)
-    if evaluation.failed_share > config.max_failed_share:
-        raise CommandError(
-            f"{evaluation.failed_share:.1%} of the reconstructions failed, more than the "
-            f"{config.max_failed_share:.1%} that are allowed (--set max_failed_share=...); "
-            "summary.json names them"
-        )
+    show_reports({"reconstructing": evaluation.report}, max_failures)
 
 
 def ablate(
@@ -394,7 +385,7 @@ def ablate(
     table = load_config(config, AblationConfig, assignments)
     show_logs(logging.INFO)
     try:
-        with _stage_progress() as progress:
+        with show_progress() as progress:
             text = run_table(
                 table, output, device=device, num_processes=processes, progress=progress
             )
@@ -402,36 +393,6 @@ def ablate(
         raise CommandError(str(problem)) from problem
     say(*text.split("\n"))
     say(f"the table is in {output / 'table.md'}")
-
-
-@contextmanager
-def _progress(title: str, total: int) -> Iterator[Callable[[int], None]]:
-    """A progress bar; gives the function that moves it on."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
-
-    columns = ("[progress.description]{task.description}", BarColumn(), MofNCompleteColumn())
-    with Progress(*columns, TimeRemainingColumn(), transient=True) as progress:
-        task = progress.add_task(title, total=total)
-        yield lambda count: progress.advance(task, count)
-
-
-@contextmanager
-def _stage_progress() -> Iterator[Callable[[str, int, int], None]]:
-    """A progress bar for each stage of a job, as a function of (stage, done, total)."""
-    from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn
-    from rich.progress import TimeRemainingColumn as TimeColumn
-
-    tasks: dict[str, TaskID] = {}
-    # Names of systems are in the descriptions.
-    columns = (TextColumn("{task.description}", markup=False), BarColumn(), TaskProgressColumn())
-    with Progress(*columns, TimeColumn(), console=plain_console(stderr=True)) as progress:
-
-        def show(stage: str, done: int, total: int) -> None:
-            if stage not in tasks:
-                tasks[stage] = progress.add_task(printable(stage), total=total)
-            progress.update(tasks[stage], completed=done, total=max(1, total))
-
-        yield show
 
 
 def _show_evaluation(summary: "Summary", *, as_markdown: bool) -> None:
