@@ -34,7 +34,7 @@ def test_limit_is_a_number_or_a_percentage_rounded_down(limit, total, allowed):
 
 @pytest.mark.parametrize("limit", ["", "many", "-1", "1.5", "5 %", "%", "nan%", "1e3", "5%%", -1])
 def test_other_limits_are_refused(limit):
-    with pytest.raises(ValueError, match="neither a number nor a percentage"):
+    with pytest.raises(ValueError, match=r"neither a number \(100\) nor a percentage"):
         count_allowed(limit, 10)
 
 
@@ -105,5 +105,5 @@ def test_every_report_is_shown_before_one_ends_the_command(
 def test_limit_is_checked_before_any_work(words: list[str]) -> None:
     result = CliRunner().invoke(cli.app, [*words, "--max-failures", "5percent"])
 
-    assert result.exit_code == 2
-    assert "neither a number nor a percentage" in " ".join(result.output.replace("│", "").split())
+    assert isinstance(result.exception, ValueError)
+    assert "--max-failures '5percent' is neither a number" in str(result.exception)

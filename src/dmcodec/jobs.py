@@ -66,7 +66,9 @@ def count_allowed(max_failures: int | str, total: int) -> int:
     """
     found = re.fullmatch(r"([0-9]+)|([0-9]+(?:\.[0-9]+)?)%", str(max_failures))
     if found is None:
-        raise ValueError(f"{max_failures!r} is neither a number nor a percentage, as 100 or 0.5%")
+        raise ValueError(
+            f"--max-failures {max_failures!r} is neither a number (100) nor a percentage (2.5%)"
+        )
     number, percentage = found.groups()
     return int(number) if number else int(Fraction(percentage) * total / 100)
 

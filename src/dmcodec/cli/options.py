@@ -59,10 +59,7 @@ SearchWidth = Annotated[
 
 
 def _check_max_failures(value: str) -> str:
-    try:
-        count_allowed(value, 0)
-    except ValueError as problem:
-        raise typer.BadParameter(str(problem)) from problem
+    count_allowed(value, 0)
     return value
 
 

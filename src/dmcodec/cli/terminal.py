@@ -93,6 +93,16 @@ def show_reports(reports: Mapping[str, Report], max_failures: int | str) -> None
         raise typer.Exit(1)
 
 
+def show_table(title: str, rows: dict[str, str]) -> None:
+    """Shows what there is to say of one thing, a row for each key."""
+    from rich.table import Table
+
+    table = Table(title=title, show_header=False)
+    for key, value in rows.items():
+        table.add_row(key, value)
+    plain_console().print(table)
+
+
 class _PlainFormatter(logging.Formatter):
     """Log lines in which text is data; the traceback below them is left as it is."""
 

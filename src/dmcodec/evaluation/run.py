@@ -151,12 +151,12 @@ def _evaluate(
     summary = summarize(config, about, reference, runs, rows, codes)
     _write_results(config, output, summary, rows, utterances, workspace)
     progress("statistics and report", 1, 1)
-    report = _report(runs, lost, output)
+    report = _report(runs, lost, output / FAILURES_NAME)
     write_failures(output / FAILURES_NAME, report.failures)
     return Evaluation(summary, rows, report)
 
 
-def _report(runs: Mapping[str, SystemRun], lost: Mapping[str, str], output: Path) -> Report:
+def _report(runs: Mapping[str, SystemRun], lost: Mapping[str, str], listed_in: Path) -> Report:
     """What became of all reconstructions; of an original that is `lost` there is none."""
     failures = [
         {"system": system, "id": clip, "reason": reason}
@@ -170,7 +170,7 @@ def _report(runs: Mapping[str, SystemRun], lost: Mapping[str, str], output: Path
         num_done=num_done,
         num_before=num_kept,
         failures=failures,
-        listed_in=output / FAILURES_NAME,
+        listed_in=listed_in,
     )
 
 

@@ -135,52 +135,24 @@ def extract(
     info = StoreInfo(teacher_settings(config, frames), teacher_models(config), _feature_dim(config))
     with lock_folder(folder):
         create_store(folder, info)
-        return _fill(
-            utterances,
-            folder,
-            info,
-            (config, frames, device),
-            num_processes,
-            shard_size,
-            progress,
+        existing = FeatureStore(folder)
+        missing = [utterance for utterance in utterances if utterance.id not in existing]
+        num_there = len(utterances) - len(missing)
+        report = ExtractionReport(
+            total=len(utterances), num_before=num_there, listed_in=folder / FAILURES_NAME
         )
-
-
-def _fill(
-    utterances: Sequence[Utterance],
-    folder: Path,
-    info: StoreInfo,
-    setting: "_Setting",
-    num_processes: int,
-    shard_size: int,
-    progress: Callable[[int, int], None],
-) -> ExtractionReport:
-    """`extract` in a store that is this job's alone."""
-    existing = FeatureStore(folder)
-    missing = [utterance for utterance in utterances if utterance.id not in existing]
-    num_before = len(utterances) - len(missing)
-    report = ExtractionReport(
-        total=len(utterances), num_before=num_before, listed_in=folder / FAILURES_NAME
-    )
-    shards = [missing[i : i + shard_size] for i in range(0, len(missing), shard_size)]
-    first = next_shard_number(folder)
-    jobs: list[_Job] = [
-        (folder, first + number, info, shard) for number, shard in enumerate(shards)
-    ]
-    logger.info(
-        "%s: %d utterances to do, %d there, %d processes",
-        folder,
-        len(missing),
-        num_before,
-        num_processes,
-    )
-    progress(report.num_finished, report.total)
-    for result in _run(jobs, setting, num_processes):
-        report.num_done += result.num_done
-        report.num_without_features += result.num_without_features
-        report.failures += result.failures
+        shards = [missing[i : i + shard_size] for i in range(0, len(missing), shard_size)]
+        first = next_shard_number(folder)
+        jobs: list[_Job] = [(folder, n, info, shard) for n, shard in enumerate(shards, first)]
+        message = "%s: %d utterances to do, %d there, %d processes"
+        logger.info(message, folder, len(missing), num_there, num_processes)
         progress(report.num_finished, report.total)
-    write_failures(folder / FAILURES_NAME, report.failures)
+        for result in _run(jobs, (config, frames, device), num_processes):
+            report.num_done += result.num_done
+            report.num_without_features += result.num_without_features
+            report.failures += result.failures
+            progress(report.num_finished, report.total)
+        write_failures(folder / FAILURES_NAME, report.failures)
     return report
 
 
