@@ -201,8 +201,22 @@ def test_unreadable_files_are_named_and_the_others_go_on(
     assert result.exit_code == 1
     assert f"{speech / 'broken.wav'}: " in result.output
     assert f"{tmp_path / 'gone.wav'}: no such file" in result.output
-    assert "3 done, 2 failed" in result.output
+    assert "3 done, 2 failed, more than --max-failures 0" in result.output
     assert len(list((tmp_path / "o").rglob("*.dmc"))) == 3
+
+
+@pytest.mark.parametrize(("limit", "code"), [("1", 0), ("25%", 0), ("24%", 1), ("0", 1)])
+def test_so_many_files_may_fail(
+    limit: str, code: int, model: Path, speech: Path, tmp_path: Path
+) -> None:
+    (speech / "broken.wav").write_bytes(b"RIFF this is not sound")
+    options = ("-o", tmp_path / "o", "--model", model, "--max-failures", limit)
+
+    result = run("encode", speech, *options)
+
+    assert result.exit_code == code
+    assert f"{speech / 'broken.wav'}: " in result.output
+    assert "encoding: 3 done, 1 failed" in result.output
 
 
 def test_existing_results_are_replaced_only_when_asked(

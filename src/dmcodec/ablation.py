@@ -9,7 +9,7 @@ same clips. What is done is kept in the output folder; the same command goes on 
 """
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, Self
 
@@ -25,6 +25,7 @@ from dmcodec.evaluation.run import Evaluation, evaluate
 from dmcodec.evaluation.scoring import check_models
 from dmcodec.evaluation.statistics import Bootstrap, ratio
 from dmcodec.evaluation.summary import Summary
+from dmcodec.jobs import Progress, no_progress
 from dmcodec.metrics.measure import BEST, ScoringConfig
 from dmcodec.metrics.registry import GROUPS, MEASURES
 from dmcodec.packages import import_package
@@ -35,9 +36,6 @@ from dmcodec.training.step import TrainingDiverged
 from dmcodec.training.teach import teach
 
 logger = logging.getLogger(__name__)
-
-Progress = Callable[[str, int, int], None]
-"""Called with what is being done, how many of it are done, and how many there are."""
 
 
 class ContentConfig(Record):
@@ -135,7 +133,7 @@ def ablate(
     *,
     device: str = "auto",
     num_processes: int = 1,
-    progress: Progress = lambda stage, done, total: None,
+    progress: Progress = no_progress,
 ) -> str:
     """Trains and measures every row; gives the table in Markdown and writes it to `output`.
 

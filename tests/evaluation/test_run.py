@@ -64,7 +64,7 @@ def test_rows_hold_every_system_and_clip(finished: tuple[Evaluation, Path]) -> N
     assert lines[3]["missing"] == {
         "utmos": "UTMOS: no weights at hand; name a TorchScript file with --set scoring.utmos=FILE"
     }
-    assert evaluation.failed_share == 0.0
+    assert evaluation.report.failures == []
 
 
 def test_copy_equals_the_original_and_the_untrained_codec_does_not(
@@ -322,7 +322,14 @@ def test_failed_clips_count_and_are_named(
     )
 
     made = evaluation.summary.systems[1]
-    assert evaluation.failed_share == pytest.approx(2 / 3)
+    report = evaluation.report
+    assert (report.num_done, report.total) == (1, 3)
+    listed = (tmp_path / "out" / "failures.jsonl").read_text().splitlines()
+    assert list(map(json.loads, listed)) == report.failures
+    assert [(each["system"], each["id"]) for each in report.failures] == [
+        ("made", "a/two"),
+        ("made", "b/three"),
+    ]
     assert set(made.failed) == {"a/two", "b/three"}
     assert made.num_clips == 1
     assert "not reconstructed" in (tmp_path / "out" / "report.html").read_text()
@@ -488,7 +495,9 @@ def test_command_fails_when_too_many_clips_fail(
             cli.main()
 
     assert stop.value.code == 1
-    assert "100.0% of the reconstructions failed" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "x: a/one: " in said
+    assert "0 done, 3 failed (listed in failures.jsonl), more than --max-failures 1%" in said
 
 
 def test_two_evaluations_do_not_share_a_folder(

@@ -10,7 +10,7 @@ import pytest
 from tests.teachers.conftest import speech_like
 
 from dmcodec.audio import read_audio, remove_dc, write_audio
-from dmcodec.corpus.manifest import Utterance
+from dmcodec.corpus.manifest import Utterance, read_manifest
 from dmcodec.teachers.extract import CodecFrames, build_teacher, extract, teacher_settings
 from dmcodec.teachers.speech import SpeechTeacherConfig
 from dmcodec.teachers.store import FeatureStore, StoreError, list_shards
@@ -99,19 +99,21 @@ def test_second_run_does_what_is_missing_and_lists_what_failed(
     seen: list[tuple[int, int]] = []
 
     summary = extract(
-        first, tmp_path / "s", text_config, FRAMES, on_progress=lambda *p: seen.append(p)
+        first, tmp_path / "s", text_config, FRAMES, progress=lambda *p: seen.append(p)
     )
     failed = json.loads((tmp_path / "s" / "failed.jsonl").read_text())
+    rest = read_manifest(tmp_path / "s" / "failed.jsonl")
     again = extract(utterances, tmp_path / "s", text_config, FRAMES, shard_size=3)
 
-    assert (summary.num_done, summary.num_skipped, list(summary.failed)) == (2, 0, ["u2"])
-    assert summary.failed_share == pytest.approx(1 / 3)
+    assert (summary.num_done, summary.num_before, summary.failures) == (2, 0, [failed])
+    assert summary.total == 3
     assert failed["id"] == "u2"
     assert "lost.wav" in failed["reason"]
-    assert seen == [(3, 3)]
-    assert (again.num_done, again.num_skipped, again.failed) == (4, 2, {})
+    assert rest == [lost]
+    assert seen == [(0, 3), (3, 3)]
+    assert (again.num_done, again.num_before, again.failures) == (4, 2, [])
     assert again.num_without_features == 1
-    assert (tmp_path / "s" / "failed.jsonl").read_text() == ""
+    assert not (tmp_path / "s" / "failed.jsonl").exists()
     assert_same(tmp_path / "s", whole)
 
 
@@ -122,9 +124,7 @@ def test_two_processes_give_the_features_of_one(tmp_path, utterances, text_confi
 
 
 def _extract_slowly(utterances, folder, config) -> None:
-    extract(
-        utterances, folder, config, FRAMES, shard_size=1, on_progress=lambda *_: time.sleep(0.2)
-    )
+    extract(utterances, folder, config, FRAMES, shard_size=1, progress=lambda *_: time.sleep(0.2))
 
 
 def test_killed_job_goes_on_where_it_was(tmp_path, utterances, text_config, whole):
@@ -144,7 +144,7 @@ def test_killed_job_goes_on_where_it_was(tmp_path, utterances, text_config, whol
     summary = extract(utterances, folder, text_config, FRAMES)
 
     assert 2 <= num_before < len(utterances)
-    assert (summary.num_skipped, summary.num_done) == (num_before, 6 - num_before)
+    assert (summary.num_before, summary.num_done) == (num_before, 6 - num_before)
     assert_same(folder, whole)
 
 

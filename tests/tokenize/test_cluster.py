@@ -6,7 +6,7 @@ from tests.tokenize.conftest import contents
 from dmcodec.codec.model import Codec
 from dmcodec.corpus.manifest import Utterance, read_manifest
 from dmcodec.tokenize.cluster import Cluster, share_cores
-from dmcodec.tokenize.job import JobSummary, describe_corpus, tokenize
+from dmcodec.tokenize.job import TokenizeReport, describe_corpus, tokenize
 from dmcodec.tokens.shards import CorpusInfo
 
 pytest.importorskip("pyarrow", reason="shards are Parquet: pip install 'dmcodec[data]'")
@@ -22,7 +22,7 @@ def test_ray_workers_share_the_cores(cores: list[int], num_workers: int, threads
 
 def tokenize_patiently(
     codec: Codec, utterances: list[Utterance], output: Path, info: CorpusInfo
-) -> JobSummary:
+) -> TokenizeReport:
     """The job on two workers; tried again where Ray gives a starting node its 30 s in vain.
 
     On a machine with other work it takes longer at times; nothing is done before a node is there.

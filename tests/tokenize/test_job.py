@@ -22,7 +22,7 @@ from dmcodec.corpus.sources import Source
 from dmcodec.storage import FolderLost
 from dmcodec.tokenize import job as job_module
 from dmcodec.tokenize.job import (
-    JobSummary,
+    TokenizeReport,
     TooManyFailures,
     describe_corpus,
     tokenize,
@@ -44,7 +44,7 @@ def run(
     *,
     max_failures: int = 0,
     **settings: int,
-) -> JobSummary:
+) -> TokenizeReport:
     info = describe_corpus(codec, utterances, **{"shard_size": 4, **settings})
     return tokenize(codec, utterances, output, info, max_failures=max_failures)
 
@@ -57,7 +57,7 @@ def test_rows_are_those_of_single_files_each_once_in_order(
     job = run(codec, utterances, tmp_path)
 
     rows = list(read_rows(tmp_path))
-    assert (job.num_done, job.num_skipped, job.failures) == (21, 0, [])
+    assert (job.num_done, job.num_before, job.failures) == (21, 0, [])
     assert [row.id for row in rows] == [each.id for each in utterances]
     for row, utterance in zip(rows, utterances, strict=True):
         alone = codec.encode(utterance.audio)
@@ -123,7 +123,7 @@ def test_greedy_shards_made_before_there_was_a_search_go_on(
 
     job = run(codec, utterances, tmp_path)
 
-    assert (job.num_done, job.num_skipped) == (0, 5)
+    assert (job.num_done, job.num_before) == (0, 5)
 
 
 def test_row_decodes_to_what_its_file_decodes_to(
@@ -220,7 +220,7 @@ def test_finished_job_has_nothing_to_do(codec: Codec, manifest: Path, tmp_path: 
 
     job = run(codec, utterances, tmp_path)
 
-    assert (job.num_done, job.num_skipped) == (0, 21)
+    assert (job.num_done, job.num_before) == (0, 21)
     assert {p.name: p.stat().st_mtime_ns for p in tmp_path.glob("*.parquet")} == before
 
 
@@ -259,7 +259,7 @@ def test_what_cannot_be_encoded_is_listed_with_its_reason(
     assert "cut short" in reasons["9"]
 
     again = run(codec, faulty, tmp_path / "out", max_failures=6, max_samples=9_999)
-    assert (again.num_done, again.num_skipped) == (0, 4)
+    assert (again.num_done, again.num_before) == (0, 4)
     assert again.failures == job.failures
 
 
@@ -278,14 +278,31 @@ def test_too_many_failures_stop_the_job_until_more_are_allowed(
 ) -> None:
     out = tmp_path / "out"
     for _ in range(2):  # shard 0 has two, shard 1 two more
-        with pytest.raises(TooManyFailures, match=r"^3 utterances failed, 2 are allowed") as stop:
+        with pytest.raises(
+            TooManyFailures, match=r"^3 of 10 .* more than --max-failures 2"
+        ) as stop:
             run(codec, faulty, out, max_failures=2, shard_size=5, max_samples=9_999)
         assert "1: " in str(stop.value)
         assert len(list(out.glob("*.parquet"))) == 1
         assert len((out / "failures.jsonl").read_text().splitlines()) == 3
 
     job = run(codec, faulty, out, max_failures=6, shard_size=5, max_samples=9_999)
-    assert (job.num_done, job.num_skipped, len(job.failures)) == (2, 2, 6)
+    assert (job.num_done, job.num_before, len(job.failures)) == (2, 2, 6)
+
+
+def test_progress_counts_what_was_there_and_what_failed(
+    codec: Codec, faulty: list[Utterance], tmp_path: Path
+) -> None:
+    out, seen = tmp_path / "out", []
+    with pytest.raises(TooManyFailures):  # after shard 0
+        run(codec, faulty, out, max_failures=2, shard_size=5)
+    info = describe_corpus(codec, faulty, shard_size=5)
+
+    tokenize(codec, faulty, out, info, max_failures=5, progress=lambda *told: seen.append(told))
+
+    assert seen[0] == ("tokenizing", 5, 10)
+    assert seen[-1] == ("tokenizing", 10, 10)
+    assert seen == sorted(seen)
 
 
 def test_changed_model_or_setting_or_manifest_is_refused(
@@ -319,7 +336,7 @@ def test_moved_sound_and_a_renamed_model_are_the_same_job(
     moved = [u.model_copy(update={"audio": Path("/new") / u.audio.name}) for u in utterances]
     codec.model_id = "another-name"
 
-    assert run(codec, moved, tmp_path).num_skipped == 21
+    assert run(codec, moved, tmp_path).num_before == 21
 
 
 def test_damaged_or_foreign_shards_are_refused(
@@ -361,7 +378,7 @@ def test_full_disk_stops_the_job_and_the_next_goes_on(
             run(codec, utterances, tmp_path / "out")
     job = run(codec, utterances, tmp_path / "out")
 
-    assert (job.num_done, job.num_skipped) == (13, 8)
+    assert (job.num_done, job.num_before) == (13, 8)
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
 

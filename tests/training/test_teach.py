@@ -51,8 +51,8 @@ def test_taught_run_learns_from_its_store(tiny, assignments, tmp_path):
     second = CliRunner().invoke(app, ["teach", str(TINY), *flags])
 
     assert first.exit_code == 0, first.output
-    assert "12 done (0 of them without any feature), 0 there before, 0 failed" in first.output
-    assert "0 done (0 of them without any feature), 12 there before" in second.output
+    assert "12 done, 0 failed; 0 without any feature" in first.output
+    assert "0 done, 12 were there, 0 failed" in second.output
     assert len(FeatureStore(tmp_path / "store")) == 12
     given = read_word_times(tmp_path / "words.jsonl")
     assert read_word_times(tmp_path / "store" / "words.jsonl") == {

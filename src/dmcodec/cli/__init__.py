@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from dmcodec.cli import export, files, jobs, pages, streams
+from dmcodec.cli import evaluate, export, files, pages, reconstruct, streams, tokenize, training
 from dmcodec.cli.options import CommandError, describe_problem, is_out_of_memory
 from dmcodec.cli.terminal import complain, printable, say, show_logs
 
@@ -45,13 +45,13 @@ def _options(
 for _command in (
     files.encode,
     files.decode,
-    files.reconstruct,
+    reconstruct.reconstruct,
     files.info,
-    jobs.train,
-    jobs.teach,
-    jobs.tokenize,
-    jobs.evaluate,
-    jobs.ablate,
+    training.train,
+    training.teach,
+    tokenize.tokenize,
+    evaluate.evaluate,
+    training.ablate,
     streams.stream,
     export.export,
     pages.demo,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dmcodec.cli.terminal import say
+from dmcodec.jobs import count_allowed
 from dmcodec.processes import MAX_WORKERS
 
 if TYPE_CHECKING:
@@ -53,6 +54,21 @@ SearchWidth = Annotated[
     int,
     typer.Option(
         min=1, help="Choices followed from book to book: 16 sounds better and is slower; 1: greedy."
+    ),
+]
+
+
+def _check_max_failures(value: str) -> str:
+    count_allowed(value, 0)
+    return value
+
+
+MaxFailures = Annotated[
+    str,
+    typer.Option(
+        metavar="N|P%",
+        callback=_check_max_failures,
+        help="Exit code 1 when more than N, or P per cent, failed.",
     ),
 ]
 Force = Annotated[bool, typer.Option("--force", help="Replace results that exist.")]

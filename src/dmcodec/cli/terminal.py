@@ -6,9 +6,13 @@ obeys, are shown as what Python writes for them; every other character is shown 
 
 import logging
 import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import typer
+
+from dmcodec.jobs import Progress, Report, describe_failure
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -50,6 +54,53 @@ def plain_console(*, stderr: bool = False) -> "Console":
             return super().render_str(printable(text), **options)
 
     return _PlainConsole(stderr=stderr, markup=False, emoji=False, highlight=False)
+
+
+@contextmanager
+def show_progress() -> Iterator[Progress]:
+    """A bar for each stage of a job, on stderr and until it ends; gives what moves them."""
+    from rich import progress as bars
+
+    tasks: dict[str, bars.TaskID] = {}
+    # Names of systems are in the descriptions.
+    name = bars.TextColumn("{task.description}", markup=False)
+    columns = (name, bars.BarColumn(), bars.MofNCompleteColumn(), bars.TimeRemainingColumn())
+    console = plain_console(stderr=True)
+    with bars.Progress(*columns, console=console, transient=True) as display:
+
+        def show(stage: str, done: int, total: int) -> None:
+            if stage not in tasks:
+                tasks[stage] = display.add_task(printable(stage), total=total)
+            display.update(tasks[stage], completed=done, total=max(1, total))
+
+        yield show
+
+
+def show_reports(reports: Mapping[str, Report], max_failures: int | str) -> None:
+    """Says on stderr what became of jobs, by their names: what failed, and the counts.
+
+    Of failures that are listed in a file the first 20 are shown. One file that is done needs no
+    word. Ends the command with exit code 1 when more failed of any job than `max_failures` allows.
+    """
+    for name, report in reports.items():
+        for failure in report.failures[: 20 if report.listed_in else None]:
+            complain(describe_failure(failure))
+        excess = f", more than --max-failures {max_failures}"
+        if not report.total == report.num_done == 1:
+            counts = report.describe() + (excess if report.is_beyond(max_failures) else "")
+            say(f"{name}: {counts}", is_aside=True)
+    if any(report.is_beyond(max_failures) for report in reports.values()):
+        raise typer.Exit(1)
+
+
+def show_table(title: str, rows: dict[str, str]) -> None:
+    """Shows what there is to say of one thing, a row for each key."""
+    from rich.table import Table
+
+    table = Table(title=title, show_header=False)
+    for key, value in rows.items():
+        table.add_row(key, value)
+    plain_console().print(table)
 
 
 class _PlainFormatter(logging.Formatter):

@@ -11,7 +11,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from pydantic import Field, ValidationError, field_validator
 
@@ -81,6 +81,11 @@ class Utterance(Record):
                 "can be used"
             )
         return self.audio
+
+    def to_line(self) -> dict[str, Any]:
+        """What a line of a manifest says of it, the sound file by its absolute path."""
+        said = self.model_dump(mode="json", exclude_none=True)
+        return {**said, "audio": str(self.audio.absolute())}
 
 
 def read_manifest(path: Path | str) -> list[Utterance]:

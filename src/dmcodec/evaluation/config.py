@@ -23,8 +23,7 @@ class EvaluationConfig(Record):
     `metrics.registry.GROUPS`). `num_processes` 0 does everything in this process. `max_minutes`
     ends scoring, which does slow measures last: what some system then lacks is missing for all,
     and the same command goes on. `reference` is the system that differences are taken against,
-    the first one by default. `max_failed_share` of the reconstructions may fail before the whole
-    counts as failed. `played` are the clips with players in the report; drawn when empty.
+    the first one by default. `played` are the clips with players in the report; drawn when empty.
     """
 
     manifests: tuple[Path, ...] = Field(min_length=1)
@@ -49,4 +48,3 @@ class EvaluationConfig(Record):
     export: Literal["versa"] | None = None
     played: tuple[str, ...] = ()
     max_report_bytes: int = Field(5_000_000, ge=100_000)
-    max_failed_share: float = Field(0.01, ge=0, le=1)

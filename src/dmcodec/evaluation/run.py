@@ -7,7 +7,7 @@ give the same command to go on.
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -50,6 +50,7 @@ from dmcodec.evaluation.workspace import (
     Workspace,
     write_json_lines,
 )
+from dmcodec.jobs import FAILURES_NAME, Progress, Report, no_progress, write_failures
 from dmcodec.metrics.recognizers import POCKETSPHINX, resolve_recognizer
 from dmcodec.metrics.registry import GROUPS
 from dmcodec.metrics.words import make_normalizer
@@ -57,9 +58,6 @@ from dmcodec.packages import import_package, install_command
 from dmcodec.storage import delete_leftovers, lock_folder, replace_together, write_whole
 
 logger = logging.getLogger(__name__)
-
-Progress = Callable[[str, int, int], None]
-"""Called with what is being done, how many of it are done, and how many there are."""
 
 _TOO_LATE = "not computed for every system within max_minutes"
 
@@ -73,15 +71,15 @@ class EvaluationStopped(ValueError):
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What an evaluation gave; `failed_share` of the reconstructions are missing."""
+    """What an evaluation gave; `report` is of the reconstructions."""
 
     summary: Summary
     rows: list[Row]
-    failed_share: float
+    report: Report
 
 
 def evaluate(
-    config: EvaluationConfig, output: Path, progress: Progress = lambda stage, done, total: None
+    config: EvaluationConfig, output: Path, progress: Progress = no_progress
 ) -> Evaluation:
     """Evaluates every system and writes rows, summary, tables and the report into `output`.
 
@@ -153,8 +151,27 @@ def _evaluate(
     summary = summarize(config, about, reference, runs, rows, codes)
     _write_results(config, output, summary, rows, utterances, workspace)
     progress("statistics and report", 1, 1)
-    num_failed = len(lost) * len(runs) + sum(len(run.failures) for run in runs.values())
-    return Evaluation(summary, rows, num_failed / (len(listed) * len(runs)))
+    report = _report(runs, lost, output / FAILURES_NAME)
+    write_failures(output / FAILURES_NAME, report.failures)
+    return Evaluation(summary, rows, report)
+
+
+def _report(runs: Mapping[str, SystemRun], lost: Mapping[str, str], listed_in: Path) -> Report:
+    """What became of all reconstructions; of an original that is `lost` there is none."""
+    failures = [
+        {"system": system, "id": clip, "reason": reason}
+        for system, run in runs.items()
+        for clip, reason in {**lost, **run.failures}.items()
+    ]
+    num_done = sum(run.num_done for run in runs.values())
+    num_kept = sum(run.num_kept for run in runs.values())
+    return Report(
+        total=num_done + num_kept + len(failures),
+        num_done=num_done,
+        num_before=num_kept,
+        failures=failures,
+        listed_in=listed_in,
+    )
 
 
 def _choose_recognizer(config: EvaluationConfig) -> EvaluationConfig:

@@ -4,12 +4,11 @@ A process works on one shard of utterances at a time; a job killed at any moment
 the shards that were in work.
 """
 
-import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import islice
 from multiprocessing import get_context
 from pathlib import Path
@@ -21,10 +20,11 @@ from dmcodec.audio import remove_dc
 from dmcodec.config import Record
 from dmcodec.corpus.manifest import Utterance
 from dmcodec.corpus.sources import read_utterance
+from dmcodec.jobs import Failure, Report, write_failures
 from dmcodec.pretrained.models import find_model
 from dmcodec.pretrained.whisper import model_width
 from dmcodec.processes import check_count, end_with_parent
-from dmcodec.storage import lock_folder, write_whole
+from dmcodec.storage import lock_folder
 from dmcodec.teachers.alignment import TIME_RATE, codec_grid
 from dmcodec.teachers.speech import SpeechTeacher, SpeechTeacherConfig, speech_teacher_models
 from dmcodec.teachers.store import (
@@ -43,6 +43,8 @@ logger = logging.getLogger(__name__)
 TeacherConfig = TextTeacherConfig | SpeechTeacherConfig
 Teacher = TextTeacher | SpeechTeacher
 
+FAILURES_NAME = "failed.jsonl"  # of the store, whose format names it
+
 
 class CodecFrames(Record):
     """The frames that features are made for."""
@@ -55,26 +57,21 @@ class ExtractionStopped(ValueError):
     """A process of the job died; the message says what to do."""
 
 
-@dataclass
-class ExtractionSummary:
-    """What a job did: counts, ids that failed with reasons, and utterances without any feature."""
+@dataclass(kw_only=True)
+class ExtractionReport(Report):
+    """What a job did, in utterances; how many of those done now are without any feature."""
 
-    num_done: int = 0
-    num_skipped: int = 0
     num_without_features: int = 0
-    failed: dict[str, str] = field(default_factory=dict)
 
-    @property
-    def failed_share(self) -> float:
-        """Of all utterances of the job."""
-        total = self.num_done + self.num_skipped + len(self.failed)
-        return len(self.failed) / total if total else 0.0
+    def describe(self) -> str:
+        """The counts."""
+        return f"{super().describe()}; {self.num_without_features} without any feature"
 
 
 class _ShardResult(NamedTuple):
     num_done: int
     num_without_features: int
-    failed: dict[str, str]
+    failures: list[Failure]
 
 
 def build_teacher(config: TeacherConfig, frames: CodecFrames, device: str = "cpu") -> Teacher:
@@ -110,8 +107,8 @@ def extract(
     num_processes: int = 1,
     device: str = "cpu",
     shard_size: int = 32,
-    on_progress: Callable[[int, int], None] | None = None,
-) -> ExtractionSummary:
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> ExtractionReport:
     """Computes what is missing in a store; gives what was done, skipped and failed.
 
     An utterance whose sound cannot be read is listed in `failed.jsonl` and tried again next time.
@@ -124,7 +121,7 @@ def extract(
         num_processes: at work at the same time, each with its own copy of the models.
         device: of the models, such as "cpu" or "cuda".
         shard_size: utterances of a shard.
-        on_progress: called with how many utterances are finished, and how many there are.
+        progress: called with how many utterances are finished, and how many there are.
 
     Raises:
         FolderInUse: another job fills the store.
@@ -138,51 +135,25 @@ def extract(
     info = StoreInfo(teacher_settings(config, frames), teacher_models(config), _feature_dim(config))
     with lock_folder(folder):
         create_store(folder, info)
-        return _fill(
-            utterances,
-            folder,
-            info,
-            (config, frames, device),
-            num_processes,
-            shard_size,
-            on_progress,
+        existing = FeatureStore(folder)
+        missing = [utterance for utterance in utterances if utterance.id not in existing]
+        num_there = len(utterances) - len(missing)
+        report = ExtractionReport(
+            total=len(utterances), num_before=num_there, listed_in=folder / FAILURES_NAME
         )
-
-
-def _fill(
-    utterances: Sequence[Utterance],
-    folder: Path,
-    info: StoreInfo,
-    setting: "_Setting",
-    num_processes: int,
-    shard_size: int,
-    on_progress: Callable[[int, int], None] | None,
-) -> ExtractionSummary:
-    """`extract` in a store that is this job's alone."""
-    existing = FeatureStore(folder)
-    missing = [utterance for utterance in utterances if utterance.id not in existing]
-    summary = ExtractionSummary(num_skipped=len(utterances) - len(missing))
-    shards = [missing[i : i + shard_size] for i in range(0, len(missing), shard_size)]
-    first = next_shard_number(folder)
-    jobs: list[_Job] = [
-        (folder, first + number, info, shard) for number, shard in enumerate(shards)
-    ]
-    logger.info(
-        "%s: %d utterances to do, %d there, %d processes",
-        folder,
-        len(missing),
-        summary.num_skipped,
-        num_processes,
-    )
-    for result in _run(jobs, setting, num_processes):
-        summary.num_done += result.num_done
-        summary.num_without_features += result.num_without_features
-        summary.failed |= result.failed
-        if on_progress is not None:
-            finished = summary.num_done + len(summary.failed)
-            on_progress(finished, len(missing))
-    _write_failed(folder / "failed.jsonl", summary.failed)
-    return summary
+        shards = [missing[i : i + shard_size] for i in range(0, len(missing), shard_size)]
+        first = next_shard_number(folder)
+        jobs: list[_Job] = [(folder, n, info, shard) for n, shard in enumerate(shards, first)]
+        message = "%s: %d utterances to do, %d there, %d processes"
+        logger.info(message, folder, len(missing), num_there, num_processes)
+        progress(report.num_finished, report.total)
+        for result in _run(jobs, (config, frames, device), num_processes):
+            report.num_done += result.num_done
+            report.num_without_features += result.num_without_features
+            report.failures += result.failures
+            progress(report.num_finished, report.total)
+        write_failures(folder / FAILURES_NAME, report.failures)
+    return report
 
 
 _Job = tuple[Path, int, StoreInfo, Sequence[Utterance]]
@@ -242,16 +213,16 @@ def _do_shard(
     utterances: Sequence[Utterance],
 ) -> _ShardResult:
     stored: list[StoredUtterance] = []
-    failed: dict[str, str] = {}
+    failures: list[Failure] = []
     for utterance in utterances:
         try:
             stored.append(extract_utterance(teacher, frames, utterance))
         except (ValueError, OSError) as problem:
-            failed[utterance.id] = str(problem)
+            failures.append({**utterance.to_line(), "reason": str(problem)})
     if stored:
         write_shard(folder, number, info, stored)
     num_empty = sum(not each.track.mask.any() for each in stored)
-    return _ShardResult(len(stored), num_empty, failed)
+    return _ShardResult(len(stored), num_empty, failures)
 
 
 def extract_utterance(
@@ -273,8 +244,3 @@ def _feature_dim(config: TeacherConfig) -> int:
     name = config.language_model if isinstance(config, TextTeacherConfig) else config.model
     folder = find_model(name, needs_tokenizer=is_text, needs_preprocessor=not is_text)
     return model_width(folder)
-
-
-def _write_failed(path: Path, failed: dict[str, str]) -> None:
-    lines = [json.dumps({"id": key, "reason": reason}) + "\n" for key, reason in failed.items()]
-    write_whole(path, "".join(lines))

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any, cast
@@ -10,7 +10,7 @@ from typing import Any, cast
 from dmcodec.codec.model import Codec
 from dmcodec.corpus.manifest import Utterance
 from dmcodec.packages import import_package
-from dmcodec.tokenize.pipeline import Shard, ShardResult, Speed, Times, portable, tokenize_shards
+from dmcodec.tokenize.pipeline import Shard, ShardResult, Speed, Times, tokenize_shards
 from dmcodec.tokens.shards import CorpusInfo, ShardSummary
 
 # Of a cluster on this machine, which may have other work: Ray's own niceness of 15 lets that starve
@@ -41,16 +41,21 @@ class Cluster:
 
 
 def tokenize_with_ray(
-    codec: Codec, shards: Iterable[Shard], info: CorpusInfo, speed: Speed, cluster: Cluster
+    codec: Codec,
+    shards: Iterable[Shard],
+    info: CorpusInfo,
+    speed: Speed,
+    cluster: Cluster,
+    on_progress: Callable[[int], None] = lambda count: None,
 ) -> Generator[ShardResult, None, None]:
-    """Works on shards with Ray Data; gives results as they come.
+    """Works on shards with Ray Data; gives results as they come. As `tokenize_shards` otherwise.
 
     Sound files must be under the same paths on every machine. Results come back to this process,
     so the output folder need not.
     """
     ray = import_package("ray", "--ray")
     items = [
-        {"number": number, "utterances": json.dumps([portable(each) for each in utterances])}
+        {"number": number, "utterances": json.dumps([each.to_line() for each in utterances])}
         for number, utterances in shards
     ]
     if not items:
@@ -81,6 +86,7 @@ def tokenize_with_ray(
         for row in dataset.iter_rows():
             found = json.loads(row["about"])
             summary = ShardSummary(**found["summary"])
+            on_progress(summary.num_rows + len(summary.failures))
             yield ShardResult(int(row["number"]), row["data"], summary, Times(**found["times"]))
     finally:
         if is_ours:

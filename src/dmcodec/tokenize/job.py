@@ -7,12 +7,11 @@ What shards are on disk is in tokens/shards.py.
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -20,15 +19,24 @@ from dmcodec.audio import samples_to_seconds
 from dmcodec.codec.model import Codec
 from dmcodec.codec.search_limits import check_search_width
 from dmcodec.corpus.manifest import Utterance
+from dmcodec.jobs import (
+    FAILURES_NAME,
+    Failure,
+    Progress,
+    Report,
+    describe_failure,
+    no_progress,
+    write_failures,
+)
 from dmcodec.storage import delete_leftovers, lock_folder
 from dmcodec.tokenize.cluster import Cluster, tokenize_with_ray
 from dmcodec.tokenize.pipeline import Shard, ShardResult, Speed, Times, tokenize_shards
 from dmcodec.tokens.bitstream import dumps, make_header
 from dmcodec.tokens.shards import (
-    FAILURES_NAME,
     INFO_NAME,
     CorpusInfo,
     ShardError,
+    ShardSummary,
     check_same,
     dump_webdataset,
     load_shard,
@@ -42,33 +50,19 @@ class TooManyFailures(ValueError):
     """More utterances failed than the job allows; they are listed in failures.jsonl."""
 
 
-@dataclass
-class JobSummary:
-    """What a job did, in utterances; failures are of all shards that are there, old and new."""
+@dataclass(kw_only=True)
+class TokenizeReport(Report):
+    """What a job did, in utterances; failures are in the order of the manifest."""
 
-    num_done: int = 0
-    num_skipped: int = 0
-    failures_by_shard: dict[int, list[dict[str, Any]]] = field(default_factory=dict)
     wall_s: float = 0.0
     times: Times = field(default_factory=Times)
 
-    @property
-    def failures(self) -> list[dict[str, Any]]:
-        """Utterances as a manifest has them, with a reason each, in the order of the manifest."""
-        return [each for _, shard in sorted(self.failures_by_shard.items()) for each in shard]
-
-    def describe(self, sample_rate: int) -> str:
-        """Counts, and where the time went, in two lines."""
-        counts = (
-            f"{self.num_done} done, {self.num_skipped} were there, {len(self.failures)} failed"
-            + (f" (listed in {FAILURES_NAME})" if self.failures else "")
-        )
+    def describe_speed(self, sample_rate: int) -> str:
+        """Where the time went, in one line; of a job that did something."""
         times, speech_s = self.times, samples_to_seconds(self.times.num_samples, sample_rate)
-        if not times.num_samples:
-            return counts
         padding = 1 - times.num_samples / times.network_samples
         return (
-            f"{counts}\n{speech_s / 60:.1f} min of speech in {self.wall_s / 60:.1f} min: "
+            f"{speech_s / 60:.1f} min of speech in {self.wall_s / 60:.1f} min: "
             f"{speech_s / self.wall_s:.1f} hours an hour; network {times.network_s:.1f} s "
             f"({padding:.1%} padding), waiting for files {times.wait_s:.1f} s, reading in its "
             f"threads {times.read_s:.1f} s"
@@ -121,9 +115,9 @@ def tokenize(
     *,
     speed: Speed | None = None,
     cluster: Cluster | None = None,
-    max_failures: int = 100,
-    on_progress: Callable[[int], None] | None = None,
-) -> JobSummary:
+    max_failures: int | str = 100,
+    progress: Progress = no_progress,
+) -> TokenizeReport:
     """Fills a folder with the shards that are not there yet.
 
     Args:
@@ -133,8 +127,9 @@ def tokenize(
         info: of `describe_corpus` for this codec and these utterances.
         speed: does not change the rows.
         cluster: None: this process; else Ray with these workers.
-        max_failures: more failed utterances, of all runs together, stop the job.
-        on_progress: called with the number of utterances worked on since its last call.
+        max_failures: more failed utterances, of all runs together, stop the job, because finished
+            shards are never made again; see `dmcodec.jobs.count_allowed`.
+        progress: told of every batch, of utterances.
 
     Raises:
         FolderInUse: another job is at work here.
@@ -145,30 +140,34 @@ def tokenize(
     """
     started = time.perf_counter()
     with lock_folder(output) as lock:
-        job = JobSummary()
+        job = TokenizeReport(total=len(utterances), listed_in=output / FAILURES_NAME)
         info = _claim(output, info)
-        missing = _find_missing(output, info, job)
+        summaries = _find_shards(output, info)
+        job.num_before = sum(summary.num_rows for summary in summaries.values())
+        job.failures = _list_failures(summaries)
+        missing = [index for index in range(info.num_shards) if index not in summaries]
         shards = (_cut_shard(utterances, info, index) for index in missing)
         try:
-            _check_failures(job, max_failures, output)
+            _check_failures(job, max_failures)
+            arguments = (codec, shards, info, speed or Speed())
+            on_progress = _counter(progress, job)
             results = (
-                tokenize_shards(codec, shards, info, speed or Speed(), on_progress)
+                tokenize_shards(*arguments, on_progress)
                 if cluster is None
-                else tokenize_with_ray(codec, shards, info, speed or Speed(), cluster)
+                else tokenize_with_ray(*arguments, cluster, on_progress)
             )
             with closing(results):  # ends its threads or workers also when this stops early
                 for result in results:
                     lock.check()
                     _write_shard(output, info, result)
                     job.num_done += result.summary.num_rows
-                    job.failures_by_shard[result.number] = result.summary.failures
+                    summaries[result.number] = result.summary
+                    job.failures = _list_failures(summaries)
                     job.times.add(result.times)
-                    if cluster is not None and on_progress is not None:
-                        on_progress(result.summary.num_rows + len(result.summary.failures))
-                    _check_failures(job, max_failures, output)
+                    _check_failures(job, max_failures)
         finally:
             lock.check()  # writing would make the folder anew
-            _write_failures(output, job)
+            write_failures(output / FAILURES_NAME, job.failures)
     job.wall_s = time.perf_counter() - started
     return job
 
@@ -186,14 +185,13 @@ def _claim(output: Path, info: CorpusInfo) -> CorpusInfo:
     return info
 
 
-def _find_missing(output: Path, info: CorpusInfo, job: JobSummary) -> list[int]:
-    """The shards to make; those that are there are counted in `job`."""
+def _find_shards(output: Path, info: CorpusInfo) -> dict[int, ShardSummary]:
+    """What the shards that are there say, by their numbers."""
     delete_leftovers(output)
-    missing: list[int] = []
+    found = {}
     for index in range(info.num_shards):
         path = output / f"{info.shard_name(index)}.parquet"
         if not path.exists():
-            missing.append(index)
             continue
         summary = read_summary(path, info.settings_hash(), index)
         num_said, num_due = summary.num_rows + len(summary.failures), _shard_length(info, index)
@@ -201,9 +199,8 @@ def _find_missing(output: Path, info: CorpusInfo, job: JobSummary) -> list[int]:
             raise ShardError(
                 f"{path} holds {num_said} utterances, {num_due} are due: remove it and run again"
             )
-        job.num_skipped += summary.num_rows
-        job.failures_by_shard[index] = summary.failures
-    return missing
+        found[index] = summary
+    return found
 
 
 def _shard_length(info: CorpusInfo, index: int) -> int:
@@ -230,23 +227,28 @@ def _write_shard(output: Path, info: CorpusInfo, result: ShardResult) -> None:
     write_durably(output / f"{name}.parquet", result.data)
 
 
-def _check_failures(job: JobSummary, max_failures: int, output: Path) -> None:
-    failures = job.failures
-    if len(failures) > max_failures:
-        first = failures[0]
+def _counter(progress: Progress, job: Report) -> Callable[[int], None]:
+    """Tells `progress` of utterances as they are worked on, and now of those that were there."""
+    finished = job.num_finished
+
+    def add(count: int) -> None:
+        nonlocal finished
+        finished += count
+        progress("tokenizing", finished, job.total)
+
+    add(0)
+    return add
+
+
+def _list_failures(summaries: Mapping[int, ShardSummary]) -> list[Failure]:
+    """Those of all shards, in the order of the manifest whatever that of the shards was."""
+    return [each for _, shard in sorted(summaries.items()) for each in shard.failures]
+
+
+def _check_failures(job: Report, max_failures: int | str) -> None:
+    if job.is_beyond(max_failures):
         raise TooManyFailures(
-            f"{len(failures)} utterances failed, {max_failures} are allowed; the first is "
-            f"{first['id']}: {first['reason']}. All are in {output / FAILURES_NAME}; allow more "
-            "with --max-failures to go on"
+            f"{len(job.failures)} of {job.total} utterances failed, more than --max-failures "
+            f"{max_failures}; the first is {describe_failure(job.failures[0])}. All are in "
+            f"{job.listed_in}; allow more to go on"
         )
-
-
-def _write_failures(output: Path, job: JobSummary) -> None:
-    path = output / FAILURES_NAME
-    failures = job.failures
-    if failures:
-        lines = [json.dumps(each, ensure_ascii=False) + "\n" for each in failures]
-        # A file name that is not UTF-8 is escaped, and read back as it was.
-        write_durably(path, "".join(lines).encode(errors="backslashreplace"))
-    else:
-        path.unlink(missing_ok=True)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from hashlib import blake2b
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from dmcodec.codec.model import Codec
 from dmcodec.codec.quantizer import LatentsError
 from dmcodec.corpus.manifest import Utterance
 from dmcodec.corpus.sources import Source, find_source, measure
+from dmcodec.jobs import Failure
 from dmcodec.processes import check_count
 from dmcodec.tokens.shards import CorpusInfo, ShardSummary, TokenRow, dump_shard
 
@@ -111,13 +112,16 @@ def tokenize_shards(
     shards: Iterable[Shard],
     info: CorpusInfo,
     speed: Speed,
-    on_progress: Callable[[int], None] | None = None,
+    on_progress: Callable[[int], None] = lambda count: None,
 ) -> Generator[ShardResult, None, None]:
-    """Works on shards in order; files of the next batches are read while the network works."""
+    """Works on shards in order; files of the next batches are read while the network works.
+
+    `on_progress` is called with the number of utterances worked on since its last call.
+    """
     pool = ThreadPoolExecutor(speed.num_readers, thread_name_prefix="reader")
     try:
         rows: dict[int, TokenRow] = {}
-        failures: dict[int, dict[str, Any]] = {}
+        failures: dict[int, Failure] = {}
         times = Times()
         for batch, futures in _load_ahead(
             codec, _batches(shards, pool, info, speed), pool, info, speed
@@ -130,10 +134,9 @@ def tokenize_shards(
                 if isinstance(one, TokenRow):
                     rows[position] = one
                 else:
-                    said = portable(batch.shard.utterances[position])
+                    said = batch.shard.utterances[position].to_line()
                     failures[position] = {**said, "reason": str(one)}
-            if on_progress is not None:
-                on_progress(len(batch.positions))
+            on_progress(len(batch.positions))
             if batch.is_last:
                 # In the order of the manifest, whatever the order of the batches was.
                 ordered = [rows[position] for position in sorted(rows)]
@@ -356,9 +359,3 @@ def _load(codec: Codec, utterance: Utterance, info: CorpusInfo) -> _Loaded:
 
 def _sample_bytes(waveform: Waveform) -> memoryview:
     return np.ascontiguousarray(waveform, dtype="<f4").data
-
-
-def portable(utterance: Utterance) -> dict[str, Any]:
-    """What a manifest line says of the utterance, its sound file by its absolute path."""
-    said = utterance.model_dump(mode="json", exclude_none=True)
-    return {**said, "audio": str(utterance.audio.absolute())}

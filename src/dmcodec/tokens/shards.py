@@ -21,7 +21,7 @@ from dmcodec.packages import import_package
 from dmcodec.storage import write_whole
 from dmcodec.tokens.bitstream import count_frames
 
-INFO_NAME, FAILURES_NAME = "codec_info.json", "failures.jsonl"
+INFO_NAME = "codec_info.json"
 _METADATA_KEY = b"dmcodec"
 _REFUSED_SUFFIX_MARKS = str.maketrans({"%": "%25", ".": "%2E"})
 

@@ -1,13 +1,14 @@
 """The features that an experiment wants from stores, computed beforehand: `dmcodec teach`."""
 
 import json
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from dmcodec.corpus.manifest import read_manifests
+from dmcodec.jobs import Progress, no_progress
 from dmcodec.storage import open_whole
 from dmcodec.teachers.alignment import TIME_RATE
-from dmcodec.teachers.extract import CodecFrames, ExtractionSummary, extract
+from dmcodec.teachers.extract import CodecFrames, ExtractionReport, extract
 from dmcodec.teachers.store import FeatureStore
 from dmcodec.teachers.text import TextTeacherConfig
 from dmcodec.training.experiment import Experiment
@@ -21,8 +22,8 @@ def teach(
     *,
     num_processes: int = 1,
     device: str = "cpu",
-    on_progress: Callable[[str, int, int], None] | None = None,
-) -> dict[Path, ExtractionSummary]:
+    progress: Progress = no_progress,
+) -> dict[Path, ExtractionReport]:
     """Fills every store that the experiment's teachers name; what is there already is kept.
 
     The utterances are those of the training manifests and of the validation manifest. A language
@@ -32,7 +33,7 @@ def teach(
         experiment: with `[distillation]`.
         num_processes: at work at the same time.
         device: of the models.
-        on_progress: called with the teacher's name, utterances finished and utterances to do.
+        progress: told the teacher's name, utterances finished and utterances.
 
     Returns:
         What was done, by store.
@@ -53,26 +54,21 @@ def teach(
     frames = CodecFrames(
         sample_rate=experiment.codec.sample_rate, hop_length=experiment.codec.hop_length
     )
-    summaries: dict[Path, ExtractionSummary] = {}
+    reports: dict[Path, ExtractionReport] = {}
     for name, guide in with_store.items():
-
-        def report(finished: int, total: int, name: str = name) -> None:
-            if on_progress is not None:
-                on_progress(name, finished, total)
-
         assert guide.store is not None
-        summaries[guide.store] = extract(
+        reports[guide.store] = extract(
             utterances,
             guide.store,
             guide.teacher,
             frames,
             num_processes=num_processes,
             device=device,
-            on_progress=report,
+            progress=partial(progress, name),
         )
         if isinstance(guide.teacher, TextTeacherConfig):
             _write_word_times(guide.store)
-    return summaries
+    return reports
 
 
 def _write_word_times(folder: Path) -> None:
