@@ -16,7 +16,7 @@ from dmcodec.cli.terminal import complain, printable, say, show_logs
 
 app = typer.Typer(
     name="dmcodec",
-    help="Speech to eight streams of 50 codes a second, and back.",
+    help="Speech to eight sequences of 50 codes a second, and back.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
