@@ -122,6 +122,8 @@ def _train(
         sum(each.numel() for each in state.codec.parameters()) / 1e6,
     )
     _load(state, experiment, checkpoint)
+    if checkpoint is not None and state.step == experiment.num_steps:
+        return TrainingResult(state.step, {})  # all speech would be decoded for nothing
     check_clips(experiment)
     guidance = _open_guidance(experiment, accelerator)
     stores = guidance.stores if guidance is not None else None
