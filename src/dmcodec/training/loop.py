@@ -126,25 +126,7 @@ def _train(
         return TrainingResult(state.step, {})  # all speech would be decoded for nothing
     check_clips(experiment)
     guidance = _open_guidance(experiment, accelerator)
-    stores = guidance.stores if guidance is not None else None
-    dataset = SegmentDataset(
-        read_manifests(experiment.data.train_manifests, columns=experiment.data.columns),
-        experiment.data,
-        seed=experiment.seed,
-        stores=stores,
-    )
-    if experiment.data.codes is not None:
-        _check_codes(dataset, state.averaged_codec)
-    loader = make_train_loader(
-        dataset,
-        global_batch_size=experiment.batch_size,
-        first_step=state.step,
-        end_step=experiment.num_steps,
-        rank=accelerator.process_index,
-        world_size=accelerator.num_processes,
-        num_workers=experiment.num_workers,
-        use_pinned_memory=accelerator.device.type == "cuda",
-    )
+    loader = _open_speech(state, experiment, accelerator, guidance)
 
     is_main, num_steps = accelerator.is_main_process, experiment.num_steps
     scores: dict[str, float] = {}
@@ -254,6 +236,34 @@ def _open_guidance(experiment: Experiment, accelerator: Accelerator) -> Guidance
     if experiment.distillation is None:
         return None
     return Guidance(experiment.distillation, experiment.codec, str(accelerator.device))
+
+
+def _open_speech(
+    state: TrainingState,
+    experiment: Experiment,
+    accelerator: Accelerator,
+    guidance: Guidance | None,
+) -> Iterable[Any]:
+    """The batches from the state's step on."""
+    stores = guidance.stores if guidance is not None else None
+    dataset = SegmentDataset(
+        read_manifests(experiment.data.train_manifests, columns=experiment.data.columns),
+        experiment.data,
+        seed=experiment.seed,
+        stores=stores,
+    )
+    if experiment.data.codes is not None:
+        _check_codes(dataset, state.averaged_codec)
+    return make_train_loader(
+        dataset,
+        global_batch_size=experiment.batch_size,
+        first_step=state.step,
+        end_step=experiment.num_steps,
+        rank=accelerator.process_index,
+        world_size=accelerator.num_processes,
+        num_workers=experiment.num_workers,
+        use_pinned_memory=accelerator.device.type == "cuda",
+    )
 
 
 def _check_codes(dataset: SegmentDataset, codec: Codec) -> None:
