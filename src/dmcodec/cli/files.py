@@ -195,12 +195,11 @@ def _describe_file(path: Path) -> dict[str, str]:
 
 def _describe_codec(codec: "Codec") -> dict[str, str]:
     config = codec.config
-    num_parameters = sum(p.numel() for p in codec.parameters()) + codec.quantizer.codebooks.numel()
     return {
         "audio": f"{config.sample_rate} Hz mono, {config.frame_rate:g} frames/s",
         "codes": f"{config.quantizer.num_codebooks} books of {config.quantizer.codebook_size}, "
         f"{config.bitrate_kbps:g} kbps",
-        "parameters": f"{num_parameters / 1e6:.2f} million, codebooks included",
+        "parameters": f"{codec.num_parameters / 1e6:.2f} million, codebooks included",
         "network": f"{config.seanet.num_filters} filters, strides "
         f"{', '.join(map(str, config.seanet.strides))}, latent size {config.seanet.latent_dim}",
         "decoder": config.decoder.kind,

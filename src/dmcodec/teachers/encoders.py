@@ -3,6 +3,7 @@
 Two kinds: models on raw waveforms (HuBERT, wav2vec 2.0, WavLM, multilingual ones) and Whisper.
 """
 
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Protocol
@@ -95,7 +96,7 @@ class WaveformEncoder:
         frames = [convolution_frames(length, self._kernels, self._strides) for length in lengths]
         results = [waveforms.new_zeros(0, self.feature_dim)] * len(lengths)
         audible = [index for index, count in enumerate(frames) if count]
-        groups = [audible] if self._uses_masks else _equal(audible, lengths)
+        groups = [audible] if self._uses_masks else equal_sizes(audible, lengths)
         for group in filter(None, groups):
             longest = max(lengths[index] for index in group)
             inputs = torch.stack(
@@ -148,7 +149,7 @@ class WhisperEncoder:
             if count > self._limit:
                 results[index] = self._in_windows(waveforms[index, : lengths[index]], count)
         short = [index for index, count in enumerate(frames) if 0 < count <= self._limit]
-        for group in _equal(short, frames):
+        for group in equal_sizes(short, frames):
             inputs = _silenced(_rows(waveforms, group), [lengths[index] for index in group])
             selected = self._encode(inputs, frames[group[0]])
             for index, row in zip(group, selected.unbind(), strict=True):
@@ -194,7 +195,7 @@ def _silenced(waveforms: Tensor, lengths: list[int]) -> Tensor:
     return waveforms.masked_fill(beyond.to(waveforms.device), 0.0)
 
 
-def _equal(indices: list[int], sizes: list[int]) -> list[list[int]]:
+def equal_sizes(indices: Iterable[int], sizes: Sequence[int]) -> list[list[int]]:
     """The indices in groups of equal size."""
     groups: dict[int, list[int]] = {}
     for index in indices:

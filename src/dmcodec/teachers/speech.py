@@ -2,6 +2,7 @@
 
 from functools import lru_cache
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,7 +17,7 @@ from dmcodec.teachers.alignment import (
     masked_track,
     resample_features,
 )
-from dmcodec.teachers.encoders import load_encoder
+from dmcodec.teachers.encoders import equal_sizes, load_encoder
 from dmcodec.teachers.text import Layers
 
 
@@ -66,15 +67,12 @@ class SpeechTeacher:
         Frames beyond an item's samples are masked.
         """
         features, lengths = self.features(waveforms, num_samples), num_samples.tolist()
+        values, masks = list(features), list(features)
         # Items of one length share a table: a batch of segments is then a few operations, not a few
         # hundred, which would keep a GPU waiting.
-        groups: dict[tuple[int, int], list[int]] = {}
-        for index, (item, length) in enumerate(zip(features, lengths, strict=True)):
-            groups.setdefault((len(item), length), []).append(index)
-        values, masks = list(features), list(features)
-        for (_, length), members in groups.items():
+        for members in equal_sizes(range(len(lengths)), lengths):
             together = torch.stack([features[index] for index in members])  # [G, L', H]
-            value, mask = self._on_codec_frames(together, length, num_frames)
+            value, mask = self._on_codec_frames(together, lengths[members[0]], num_frames)
             for index, row in zip(members, value.unbind(), strict=True):
                 values[index], masks[index] = row, mask
         return torch.stack(values), torch.stack(masks)
@@ -101,8 +99,9 @@ class SpeechTeacher:
                 torch.zeros(num_frames, dtype=torch.bool, device=features.device),
             )
         grids = self._encoder.grid, self._target
-        index, weight, is_near = _table(features.shape[1], *grids, num_frames, features.device)
-        mask = is_near & _is_inside(num_samples, self._target, num_frames, features.device)
+        index, weight, mask = _table(
+            features.shape[1], *grids, num_samples, num_frames, features.device
+        )
         weight = weight.to(features.dtype)
         after = features.index_select(1, (index + 1).clamp(max=features.shape[1] - 1))
         values = (1 - weight) * features.index_select(1, index) + weight * after  # [G, L, H]
@@ -112,24 +111,22 @@ class SpeechTeacher:
 # Segments of training have one length: what depends on it alone is copied to a GPU once.
 @lru_cache(maxsize=64)
 def _table(
-    num_source: int, source: FrameGrid, target: FrameGrid, num_frames: int, device: torch.device
+    num_source: int,
+    source: FrameGrid,
+    target: FrameGrid,
+    num_samples: int,
+    num_frames: int,
+    device: torch.device,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """`interpolation_table` on a device: index [L], weight [L, 1], mask [L]; not to be written."""
+    """`interpolation_table` on a device: index [L], weight [L, 1], mask [L]; not to be written.
+
+    Frames that begin at or beyond `num_samples` are masked too.
+    """
+    left, share, is_near = interpolation_table(num_source, source, target, num_frames)
+    is_near &= np.arange(num_frames) * target.hop_samples < num_samples
     with torch.inference_mode(False):  # what is made there could not be trained through
-        left, share, is_near = map(
-            torch.from_numpy, interpolation_table(num_source, source, target, num_frames)
-        )
-        return left.to(device), share[:, None].to(device), is_near.to(device)
-
-
-@lru_cache(maxsize=64)
-def _is_inside(
-    num_samples: int, target: FrameGrid, num_frames: int, device: torch.device
-) -> Tensor:
-    """Which frames [L] begin before the end of an item; not to be written."""
-    with torch.inference_mode(False):
-        starts = torch.arange(num_frames) * target.hop_samples
-        return (starts < num_samples).to(device)
+        index, weight, mask = map(torch.from_numpy, (left, share[:, None], is_near))
+        return index.to(device), weight.to(device), mask.to(device)
 
 
 def speech_teacher_models(
