@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 from pydantic import ValidationError
+from pystoi import stoi
 from safetensors.torch import load_file
 
 from dmcodec.losses.reconstruction import (
@@ -12,6 +13,7 @@ from dmcodec.losses.reconstruction import (
     STFT_SCALES,
     MelScale,
     StftScale,
+    envelope_loss,
     mel_loss,
     stft_loss,
     waveform_l1_loss,
@@ -34,6 +36,7 @@ LOSSES = {
         reference, estimate, RELEASE_MEL_SCALES, 16000
     ),
     "stft": lambda reference, estimate: stft_loss(reference, estimate, STFT_SCALES),
+    "envelope": lambda reference, estimate: envelope_loss(reference, estimate, 16000),
 }
 
 
@@ -121,7 +124,7 @@ def test_stft_loss_of_a_halved_waveform_is_half_plus_the_logarithm_of_two():
 def test_equal_waveforms_have_no_loss(name):
     waveform = noise(2, 1, 3000)
 
-    assert LOSSES[name](waveform, waveform.clone()) == 0
+    assert abs(LOSSES[name](waveform, waveform.clone())) < 1e-6
 
 
 @pytest.mark.parametrize("name", LOSSES)
@@ -143,7 +146,8 @@ def test_gradient_on_a_silent_reference_is_finite(name):
     LOSSES[name](torch.zeros(2, 1, 3000), estimate).backward()
 
     assert estimate.grad.isfinite().all()
-    assert estimate.grad.abs().max() > 0
+    # Silence has no envelope to correlate with: that term leaves it to the others.
+    assert bool(estimate.grad.abs().max() > 0) == (name != "envelope")
 
 
 @pytest.mark.parametrize("name", LOSSES)
@@ -237,3 +241,35 @@ def test_scales_survive_a_trip_through_a_configuration_file(scale):
 def test_stft_scale_refuses_mel_keys():
     with pytest.raises(ValidationError, match="num_mels"):
         StftScale(n_fft=512, hop_length=128, win_length=512, num_mels=40)
+
+
+@pytest.mark.parametrize("noise_level", [0.1, 0.3, 1.0])
+def test_envelope_loss_is_one_minus_stoi(noise_level):
+    seconds = torch.arange(40_000) / 10_000  # at STOI's own rate, without a pause
+    loudness = 0.3 + torch.sin(2 * math.pi * 3 * seconds).square()
+    original = loudness * noise(40_000)
+    decoded = original + noise_level * noise(40_000, seed=1)
+
+    loss = envelope_loss(original.view(1, 1, -1), decoded.view(1, 1, -1), 10_000)
+
+    expected = 1 - stoi(original.double().numpy(), decoded.double().numpy(), 10_000)
+    assert abs(loss.item() - expected) < 0.005
+    assert expected > 0.001
+
+
+def test_envelope_loss_hears_no_level_but_where_it_changes():
+    original = noise(2, 1, 16_000)
+    fading = original * torch.linspace(1, 0.1, 16_000)
+
+    assert envelope_loss(original, 0.25 * original, 16_000) < 1e-5
+    assert envelope_loss(original, fading, 16_000) > 0.05
+
+
+def test_envelope_loss_passes_over_silence():
+    speech, hiss = noise(1, 1, 16_000), 1e-4 * noise(1, 1, 16_000, seed=1)
+    original = torch.cat([speech, torch.zeros(1, 1, 32_000)], dim=-1)
+    decoded = torch.cat([speech, hiss, hiss], dim=-1)
+
+    # Only places that reach over the end of the speech hear some of the hiss.
+    assert envelope_loss(original, decoded, 16_000) < 0.05
+    assert envelope_loss(original, torch.zeros_like(original), 16_000) > 0.5

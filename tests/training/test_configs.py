@@ -40,7 +40,7 @@ def test_every_experiment_runs_a_step(tiny, make_batches, accelerator, name):
 
     terms = train_step(state, experiment, batch, accelerator)
 
-    names = {"time", "mel", "stft", "commitment", "adversarial", "feature_matching"}
+    names = {"time", "mel", "stft", "envelope", "commitment", "adversarial", "feature_matching"}
     weighted = {each for each in names if getattr(experiment.losses, f"{each}_weight")}
     assert terms.keys() == weighted | {"discriminator", "total", "gradient_norm"}
     assert all(bool(term.isfinite()) for term in terms.values())
@@ -56,6 +56,7 @@ def test_experiment_spells_out_every_key(name):
     # These have no value in TOML (None), or one for each scale.
     optional = {"init_from", "codec.feature_dim", "data.corpus_weights", "losses.mel_scales"}
     optional |= {"distillation", "data.codes", "data.cache", "checkpoint_max_file_mb"}
+    optional |= {"adversary.window_samples"}
     optional |= {"losses.stft_scales"} if not complete["losses"]["stft_weight"] else set()
     assert missing_keys(complete, table) <= optional
 

@@ -8,9 +8,9 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torch import nn
 
-from dmcodec.losses.reconstruction import mel_loss, stft_loss
+from dmcodec.losses.reconstruction import envelope_loss, mel_loss, stft_loss
 from dmcodec.training.experiment import LossConfig
-from dmcodec.training.state import TrainingState
+from dmcodec.training.state import TrainingState, unwrapped
 from dmcodec.training.step import TrainingDiverged, total_loss, train_step
 
 ALWAYS = ("adversary.start_step=0", "adversary.update_every=1")
@@ -101,6 +101,51 @@ def test_before_the_adversary_starts_there_are_no_adversarial_terms(start, accel
 
     assert terms.keys() == {"time", "mel", "stft", "commitment", "total", "gradient_norm"}
     assert is_unchanged(state.discriminators, before)
+
+
+def test_discriminators_hear_a_window_that_moves(start, accelerator, monkeypatch):
+    experiment, state, batch = start(*ALWAYS, "adversary.window_samples=1600")
+    heard, whole = [], unwrapped(state.discriminators).forward
+    monkeypatch.setattr(
+        unwrapped(state.discriminators), "forward", lambda x: heard.append(x) or whole(x)
+    )
+
+    for _ in range(3):
+        train_step(state, experiment, batch, accelerator)
+
+    size, places = len(batch.waveform), []
+    for both, real, fake in zip(heard[::3], heard[1::3], heard[2::3], strict=True):
+        assert real.shape == fake.shape == (size, 1, 1600)
+        assert torch.equal(both, torch.cat([real, fake]))
+        windows = batch.waveform.unfold(2, 1600, 1)  # [B, 1, places, 1600]
+        is_here = (windows == real[:, :, None]).all(dim=-1).all(dim=0).flatten()
+        assert is_here.sum() == 1
+        places.append(int(is_here.nonzero()))
+    assert len(set(places)) == 3
+
+
+def test_a_window_longer_than_the_segments_is_all_of_them(start, accelerator):
+    experiment, state, batch = start(*ALWAYS)
+    wide, other_state, _ = start(*ALWAYS, "adversary.window_samples=10000000")
+
+    terms = train_step(state, experiment, batch, accelerator)
+
+    assert terms == train_step(other_state, wide, batch, accelerator)
+
+
+def test_envelope_term_counts_with_its_weight(start, accelerator):
+    experiment, state, batch = start(*NEVER, "losses.envelope_weight=50")
+    codec = copy.deepcopy(state.codec)
+
+    terms = train_step(state, experiment, batch, accelerator)
+
+    decoded = codec(batch.waveform, batch.num_samples, update=True).waveform
+    torch.testing.assert_close(
+        terms["envelope"], envelope_loss(batch.waveform, decoded, 16_000).detach()
+    )
+    others = {name: terms[name] for name in ("time", "mel", "stft", "commitment")}
+    rest = total_loss(experiment.losses, others)
+    torch.testing.assert_close(terms["total"], rest + 50 * terms["envelope"])
 
 
 def test_without_an_adversary_the_codec_learns_alone(start, fresh_state, accelerator):

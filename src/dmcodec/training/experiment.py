@@ -30,6 +30,7 @@ class LossConfig(Record):
     mel_scales: tuple[MelScale, ...] = RELEASE_MEL_SCALES
     stft_weight: float = Field(0.0, ge=0, description="not in the paper; helps small codecs")
     stft_scales: tuple[StftScale, ...] = STFT_SCALES
+    envelope_weight: float = Field(0.0, ge=0, description="1 - STOI, nearly; not in the paper")
     commitment_weight: float = Field(10.0, ge=0)
     adversarial_kind: AdversarialKind = "least_squares"
     adversarial_weight: float = Field(1.0, ge=0)
@@ -95,6 +96,12 @@ class AdversaryConfig(Record):
     networks: DiscriminatorConfig = DiscriminatorConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     start_step: int = Field(0, ge=0, description="first step with adversarial losses")
+    window_samples: int | None = Field(
+        None,
+        ge=1,
+        description="discriminators hear so many samples of each segment, from a place that every "
+        "step draws anew; None: all",
+    )
     update_every: int = Field(1, ge=1, description="discriminators learn at every n-th step")
 
 

@@ -1,8 +1,8 @@
 """One training step: the codec's loss as the paper writes it, and the discriminators' turn.
 
-    L = w_t L_t + w_f L_f + w_s L_s + w_w L_w + [ w_g L_g + w_m L_m ] + w_d L_LS
-        time      mel       STFT      commitment  adversarial, feature  teachers
-                                                  matching              (guidance.py)
+    L = w_t L_t + w_f L_f + w_s L_s + w_e L_e + w_w L_w + [ w_g L_g + w_m L_m ] + w_d L_LS
+        time      mel       STFT      envelope  commitment  adversarial, feature  teachers
+                                                            matching              (guidance.py)
 
 The bracket counts from the adversary's start step on, L_LS where an experiment has teachers. The
 forms of the terms are in `dmcodec.losses`; their weights are those of `LossConfig`.
@@ -27,7 +27,7 @@ from dmcodec.losses.adversarial import (
     feature_matching_loss,
     generator_loss,
 )
-from dmcodec.losses.reconstruction import mel_loss, stft_loss, waveform_l1_loss
+from dmcodec.losses.reconstruction import envelope_loss, mel_loss, stft_loss, waveform_l1_loss
 from dmcodec.training.experiment import Experiment, LossConfig, OptimizerConfig
 from dmcodec.training.guidance import Guidance
 from dmcodec.training.state import TrainingState, unwrapped
@@ -67,12 +67,14 @@ def train_step(
     judged = None
     if is_adversarial:
         assert adversary is not None
+        window = _window_heard(experiment, state.step, batch.waveform.shape[-1])
+        original, decoded = batch.waveform[..., window], output.waveform[..., window]
         # The last of every n steps, which is the one that gets logged.
         if (state.step - adversary.start_step + 1) % adversary.update_every == 0:
             terms["discriminator"] = _discriminator_step(
-                state, experiment, batch, output, accelerator
+                state, experiment, original, decoded, accelerator
             )
-        judged = _judge(state, batch.waveform, output.waveform, accelerator)
+        judged = _judge(state, original, decoded, accelerator)
 
     generator_terms = codec_terms(
         experiment.losses, batch.waveform, output, judged, experiment.codec.sample_rate
@@ -112,6 +114,16 @@ def _books_heard(experiment: Experiment, step: int, accelerator: Accelerator) ->
     return torch.from_numpy(num_books[first : first + local])
 
 
+def _window_heard(experiment: Experiment, step: int, num_samples: int) -> slice:
+    """Which samples of the segments the discriminators hear, the same in all processes."""
+    assert experiment.adversary is not None
+    length = experiment.adversary.window_samples
+    if length is None or length >= num_samples:
+        return slice(None)
+    first = int(np.random.default_rng([experiment.seed, step]).integers(num_samples - length + 1))
+    return slice(first, first + length)
+
+
 def codec_terms(
     config: LossConfig,
     reference: Tensor,
@@ -136,6 +148,8 @@ def codec_terms(
         terms["mel"] = mel_loss(reference, decoded, config.mel_scales, sample_rate)
     if config.stft_weight:
         terms["stft"] = stft_loss(reference, decoded, config.stft_scales)
+    if config.envelope_weight:
+        terms["envelope"] = envelope_loss(reference, decoded, sample_rate)
     if config.commitment_weight and output.quantizer is not None:
         terms["commitment"] = output.quantizer.commitment_loss
     if judged is not None:
@@ -155,6 +169,7 @@ def total_loss(config: LossConfig, terms: dict[str, Tensor]) -> Tensor:
         "time": config.time_weight,
         "mel": config.mel_weight,
         "stft": config.stft_weight,
+        "envelope": config.envelope_weight,
         "commitment": config.commitment_weight,
         "adversarial": config.adversarial_weight,
         "feature_matching": config.feature_matching_weight,
@@ -165,16 +180,16 @@ def total_loss(config: LossConfig, terms: dict[str, Tensor]) -> Tensor:
 def _discriminator_step(
     state: TrainingState,
     experiment: Experiment,
-    batch: SegmentBatch,
-    output: CodecOutput,
+    original: Tensor,
+    decoded: Tensor,
     accelerator: Accelerator,
 ) -> Tensor:
     """The discriminators learn to tell original from decoded."""
     assert experiment.adversary is not None
     assert state.discriminators is not None
     assert state.discriminator_optimizer is not None
-    size = len(batch.waveform)
-    both = torch.cat([batch.waveform, output.waveform.detach().to(batch.waveform.dtype)])
+    size = len(original)
+    both = torch.cat([original, decoded.detach().to(original.dtype)])
     with accelerator.autocast():
         judged: DiscriminatorOutput = state.discriminators(both)
     loss = discriminator_loss(
