@@ -15,6 +15,7 @@ import statistics
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -31,12 +32,29 @@ from dmcodec.training.step import train_step
 ROOT = Path(__file__).parents[1]
 KEPT = "1000000000"  # bytes: more than a step ever frees at once
 WARM_UP = 2
-# name: processes, threads of each, whether memory is kept, whether the STFT's gradient is torch's
+
+
+@dataclass(frozen=True)
+class Variant:
+    """In what a run differs from the plain one."""
+
+    processes: int = 2
+    threads: int = 1  # of each process
+    keeps_memory: bool = True
+    is_stft_gradient_torchs: bool = False
+    mixed_precision: str = "no"
+    window_samples: int | None = None  # of a segment, what discriminators hear
+
+
 VARIANTS = {
-    "plain": (2, 1, True, False),
-    "STFT with torch's gradient": (2, 1, True, True),
-    "memory given back": (2, 1, False, False),
-    "one process of two threads": (1, 2, True, False),
+    "plain": Variant(),
+    "STFT with torch's gradient": Variant(is_stft_gradient_torchs=True),
+    "memory given back": Variant(keeps_memory=False),
+    "one process of two threads": Variant(processes=1, threads=2),
+    "bfloat16": Variant(mixed_precision="bf16"),
+    "bfloat16, discriminators hear half a second": Variant(
+        mixed_precision="bf16", window_samples=8000
+    ),
 }
 
 
@@ -47,20 +65,21 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=12, help="timed, of every run")
     parser.add_argument("--config", type=Path, default=ROOT / "configs" / "small_guided.toml")
     parser.add_argument("--set", action="append", default=[], dest="assignments")
+    parser.add_argument("--variants", nargs="+", choices=tuple(VARIANTS), default=tuple(VARIANTS))
     parser.add_argument("--child", choices=tuple(VARIANTS), help=argparse.SUPPRESS)
     parser.add_argument("--without-adversary", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
         run_child(options)
         return
-    cases = [(name, alone) for alone in (False, True) for name in VARIANTS]
+    cases = [(name, alone) for alone in (False, True) for name in options.variants]
     rates: dict[tuple[str, bool], list[float]] = {case: [] for case in cases}
     for _ in range(options.rounds):
         for case in cases:
             rates[case].append(run(*case, options))
     print("| variant | steps/s, adversary | ratio | steps/s, none | ratio |")
     print("|---|---|---|---|---|")
-    for name in VARIANTS:
+    for name in options.variants:
         cells = []
         for alone in (False, True):
             rate, plain = (statistics.median(rates[each, alone]) for each in (name, "plain"))
@@ -70,15 +89,16 @@ def main() -> None:
 
 def run(name: str, without_adversary: bool, options: argparse.Namespace) -> float:
     """Steps a second of a variant, in processes of its own."""
-    processes, threads, keeps_memory, _ = VARIANTS[name]
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    variant = VARIANTS[name]
+    environment = {**os.environ, "OMP_NUM_THREADS": str(variant.threads)}
     for key in ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_"):
         environment.pop(key, None)
-        if keeps_memory:
+        if variant.keeps_memory:
             environment[key] = KEPT
     command = [sys.executable]
-    if processes > 1:
-        command += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    if variant.processes > 1:
+        command += ["-m", "torch.distributed.run", "--standalone"]
+        command += [f"--nproc_per_node={variant.processes}"]
     command += [__file__, "--child", name, "--steps", str(options.steps)]
     command += ["--config", str(options.config)]
     command += [word for each in options.assignments for word in ("--set", each)]
@@ -91,17 +111,23 @@ def run(name: str, without_adversary: bool, options: argparse.Namespace) -> floa
 
 def run_child(options: argparse.Namespace) -> None:
     """Prints the steps a second of this process's part in a variant."""
-    if VARIANTS[options.child][3]:
+    variant = VARIANTS[options.child]
+    if variant.is_stft_gradient_torchs:
         spectral._RealFFT = _TorchFFT  # type: ignore[misc,assignment]
-    torch.set_num_threads(VARIANTS[options.child][1])
+    torch.set_num_threads(variant.threads)
     experiment = load_config(options.config, Experiment, options.assignments)
     codec = experiment.codec.model_copy(update={"feature_dim": None})
     changes: dict[str, object] = {"distillation": None, "codec": codec, "init_from": None}
-    if options.without_adversary:
-        changes["adversary"] = None
+    assert experiment.adversary is not None
+    window = {"window_samples": variant.window_samples}
+    changes["adversary"] = (
+        None if options.without_adversary else experiment.adversary.model_copy(update=window)
+    )
     experiment = experiment.model_copy(update=changes)
     handlers = [DistributedDataParallelKwargs(broadcast_buffers=False)]
-    accelerator = Accelerator(cpu=True, kwargs_handlers=handlers)
+    accelerator = Accelerator(
+        cpu=True, mixed_precision=variant.mixed_precision, kwargs_handlers=handlers
+    )
     generator = torch.Generator().manual_seed(accelerator.process_index)
     state = new_state(experiment)
     place(state, accelerator)

