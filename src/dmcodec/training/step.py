@@ -1,11 +1,13 @@
 """One training step: the codec's loss as the paper writes it, and the discriminators' turn.
 
     L = w_t L_t + w_f L_f + w_s L_s + w_e L_e + w_w L_w + [ w_g L_g + w_m L_m ] + w_d L_LS
-        time      mel       STFT      envelope  commitment  adversarial, feature  teachers
-                                                            matching              (guidance.py)
+        time      mel       STFT      envelope  commitment                        teachers
+                                                            adver-    feature     (guidance.py)
+                                                            sarial    matching
 
-The bracket counts from the adversary's start step on, L_LS where an experiment has teachers. The
-forms of the terms are in `dmcodec.losses`; their weights are those of `LossConfig`.
+The bracket counts from the adversary's start step on, L_LS where an experiment has teachers; STFT
+and envelope are not in the paper. The forms of the terms are in `dmcodec.losses`; their weights are
+those of `LossConfig`.
 
 Reference: Ahasan et al. 2024, arXiv:2410.15017, sec. 3 and appendix.
 """
