@@ -5,7 +5,8 @@
 Every variant is `configs/small_guided.toml` without teachers, on noise, so that nothing but the
 step is timed; each run is a process (or two) of its own. The variants take turns, and each gives
 the median of its rounds. `plain` is two processes of one thread, memory kept by the process
-(MALLOC_TRIM_THRESHOLD_, MALLOC_MMAP_THRESHOLD_); the others differ from it in what they are called.
+(MALLOC_TRIM_THRESHOLD_, MALLOC_MMAP_THRESHOLD_), float32, discriminators that hear all; the others
+differ from it in what they are called.
 """
 # ruff: noqa: T201
 
@@ -72,14 +73,15 @@ def main() -> None:
     if options.child:
         run_child(options)
         return
-    cases = [(name, alone) for alone in (False, True) for name in options.variants]
+    names = dict.fromkeys(("plain", *options.variants))  # ratios are to plain
+    cases = [(name, alone) for alone in (False, True) for name in names]
     rates: dict[tuple[str, bool], list[float]] = {case: [] for case in cases}
     for _ in range(options.rounds):
         for case in cases:
             rates[case].append(run(*case, options))
     print("| variant | steps/s, adversary | ratio | steps/s, none | ratio |")
     print("|---|---|---|---|---|")
-    for name in options.variants:
+    for name in names:
         cells = []
         for alone in (False, True):
             rate, plain = (statistics.median(rates[each, alone]) for each in (name, "plain"))
@@ -118,11 +120,11 @@ def run_child(options: argparse.Namespace) -> None:
     experiment = load_config(options.config, Experiment, options.assignments)
     codec = experiment.codec.model_copy(update={"feature_dim": None})
     changes: dict[str, object] = {"distillation": None, "codec": codec, "init_from": None}
-    assert experiment.adversary is not None
-    window = {"window_samples": variant.window_samples}
-    changes["adversary"] = (
-        None if options.without_adversary else experiment.adversary.model_copy(update=window)
-    )
+    if options.without_adversary or experiment.adversary is None:
+        changes["adversary"] = None
+    else:
+        window = {"window_samples": variant.window_samples}
+        changes["adversary"] = experiment.adversary.model_copy(update=window)
     experiment = experiment.model_copy(update=changes)
     handlers = [DistributedDataParallelKwargs(broadcast_buffers=False)]
     accelerator = Accelerator(

@@ -124,7 +124,8 @@ def test_stft_loss_of_a_halved_waveform_is_half_plus_the_logarithm_of_two():
 def test_equal_waveforms_have_no_loss(name):
     waveform = noise(2, 1, 3000)
 
-    assert abs(LOSSES[name](waveform, waveform.clone())) < 1e-6
+    # A correlation is a quotient: the envelopes' is 1 but for rounding.
+    assert LOSSES[name](waveform, waveform.clone()).abs() <= (1e-6 if name == "envelope" else 0)
 
 
 @pytest.mark.parametrize("name", LOSSES)
