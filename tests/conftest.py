@@ -7,8 +7,10 @@ import pytest
 import torch
 from hypothesis import settings
 
-# How long an example takes says more about the machine than about the code.
-settings.register_profile("dmcodec", deadline=None)
+# How long an example takes says more about the machine than about the code. Examples are the same
+# in every run: a random network has frames in which two entries are equally near, on one processor
+# and not on another, and a run that draws one tells nothing of the change under test.
+settings.register_profile("dmcodec", deadline=None, derandomize=True, database=None)
 settings.load_profile("dmcodec")
 
 

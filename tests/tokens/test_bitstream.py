@@ -117,7 +117,7 @@ def edit_header(data: bytes, layout: str, offset: int, value: int) -> PlainFile:
     return PlainFile(bytes(edited))
 
 
-@settings(max_examples=300, derandomize=True, database=None)
+@settings(max_examples=300)
 @given(
     num_codebooks=st.integers(1, 16) | st.sampled_from([64, 255]),
     codebook_size=st.integers(2, 2**16) | st.sampled_from([2, 3, 1000, 1024, 1025, 2**16]),
@@ -158,7 +158,6 @@ def test_integer_type_of_codes_does_not_change_the_file(dtype: type) -> None:
 
 
 @given(bits=st.integers(1, 16), num_values=st.integers(0, 50), seed=st.integers(0, 2**32 - 1))
-@settings(derandomize=True, database=None)
 def test_packed_bits_are_the_binary_digits(bits: int, num_values: int, seed: int) -> None:
     values = np.random.default_rng(seed).integers(0, 2**bits, num_values)
     digits = "".join(f"{value:0{bits}b}" for value in values)
@@ -198,7 +197,7 @@ def test_reader_made_from_the_document_agrees(num_codebooks: int, codebook_size:
     assert plain.repair() == data
 
 
-@settings(max_examples=300, derandomize=True, database=None)
+@settings(max_examples=300)
 @given(
     num_codebooks=st.integers(1, 255),
     codebook_size=st.integers(2, 2**16),
