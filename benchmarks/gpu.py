@@ -94,10 +94,11 @@ def main(words: list[str] | None = None) -> int:
 
 def plan(arguments: argparse.Namespace) -> Iterator[Row]:
     """Every row, the most telling first."""
-    for model, precision in itertools.product(arguments.models, arguments.precisions):
-        yield from check_codes(arguments, model, precision)
-    for model in arguments.models:
-        yield check_step(arguments, model)
+    if not arguments.no_checks:
+        for model, precision in itertools.product(arguments.models, arguments.precisions):
+            yield from check_codes(arguments, model, precision)
+        for model in arguments.models:
+            yield check_step(arguments, model)
     if "plain" in arguments.ways:
         yield from plan_plain(arguments)
     ways = [way for way in arguments.ways if way != "plain"]
@@ -644,6 +645,7 @@ def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, default=9.0, help="after which no row begins")
     parser.add_argument("--output", type=Path, default=Path("gpu.json"))
     parser.add_argument("--markdown", type=Path)
+    parser.add_argument("--no-checks", action="store_true", help="speed only")
     parser.add_argument("--models", nargs="+", choices=list(CONFIGS), default=["small", "full"])
     names = ["float32", "tf32", "bfloat16"]
     parser.add_argument("--precisions", nargs="+", choices=names, default=names)
