@@ -19,17 +19,20 @@ from dmcodec.codec.conv import add_weight_norm, remove_weight_norm
 from dmcodec.codec.fast import Inference
 from dmcodec.codec.lstm import run_direction
 from dmcodec.codec.model import Codec, CodecConfig
+from dmcodec.codec.network import SEANetDecoderConfig
 from dmcodec.codec.quantizer import QuantizerConfig
 from dmcodec.codec.seanet import Encoder, SEANetConfig
+from dmcodec.codec.spectral_decoder import SpectralConfig
 from dmcodec.codec.threads import in_threads
 
 
-def make_codec(**seanet: object) -> Codec:
+def make_codec(decoder: SpectralConfig | None = None, **seanet: object) -> Codec:
     with torch.random.fork_rng():
         torch.default_generator.manual_seed(5)
         config = CodecConfig(
             seanet=SEANetConfig(**{"num_filters": 4, "latent_dim": 8, **seanet}),
             quantizer=QuantizerConfig(codebook_size=32, num_codebooks=3),
+            decoder=decoder or SEANetDecoderConfig(),
         )
         return Codec(config).eval()
 
@@ -42,6 +45,7 @@ CODECS = {
     "snake, no units, one direction": make_codec(
         activation="snake", num_residual_layers=0, is_encoder_bidirectional=False, num_filters=8
     ),
+    "spectral": make_codec(SpectralConfig(channels=12, num_blocks=2, kernel_size=3)),
 }
 
 
@@ -77,6 +81,7 @@ def test_any_lengths_equal_the_plain_path(
     with pytest.MonkeyPatch.context() as patch, threads(num_threads):
         patch.setattr(fast, "PIECE_FRAMES", piece_frames)
         patch.setattr(fast, "LEAST_PIECE_FRAMES", 1)
+        patch.setattr(fast, "SPECTRAL_PIECE_FRAMES", piece_frames)
         encoder, decoder = Inference().encoder(codec), Inference().decoder(codec)
         assert encoder is not None
         assert decoder is not None

@@ -33,7 +33,8 @@ PIECE_FRAMES = 50
 """Frames that the convolutions work on at a time (measured, docs/log.md)."""
 
 SPECTRAL_PIECE_FRAMES = 500
-"""The same for the spectral decoder, whose context is long and whose features are few."""
+"""The same for the spectral decoder, whose context is long and whose features are few. It cuts no
+shorter pieces: each reads all of the weights, and all threads share what they are read through."""
 
 MIRROR_FRAMES = 2
 """Further context of the last pieces, see `pieces`."""
@@ -257,7 +258,7 @@ class FastEncoder:
                 x = downsample(x, activation)
             return x[start - left : stop - left]
 
-        return by_pieces(convolve_piece, num_frames, self.reach)
+        return by_pieces(convolve_piece, num_frames, self.reach, PIECE_FRAMES, LEAST_PIECE_FRAMES)
 
     def __call__(self, waveforms: list[Tensor]) -> list[Tensor]:
         """Latents [D, L_i] of waveforms [T_i]."""
@@ -292,7 +293,8 @@ class FastDecoder:
             first = (start - left) * self.hop_length
             return waveform[first : first + (stop - start) * self.hop_length]
 
-        return by_pieces(convolve_piece, [len(x) for x in features], self.reach)
+        sizes = [len(x) for x in features]
+        return by_pieces(convolve_piece, sizes, self.reach, PIECE_FRAMES, LEAST_PIECE_FRAMES)
 
     def __call__(self, quantized: list[Tensor]) -> list[Tensor]:
         """Waveforms [L_i * hop_length] of quantized latents [D, L_i]."""
@@ -318,9 +320,8 @@ class FastSpectralDecoder:
             return waveform[(start - left) * hop_length : (stop - left) * hop_length]
 
         sizes = [x.shape[1] for x in quantized]
-        return by_pieces(
-            decode_piece, sizes, self.decoder.reach_frames, piece_frames=SPECTRAL_PIECE_FRAMES
-        )
+        size = SPECTRAL_PIECE_FRAMES
+        return by_pieces(decode_piece, sizes, self.decoder.reach_frames, size, least_frames=size)
 
 
 def make_units(stack: ResidualStack) -> list[FastUnit]:
@@ -332,7 +333,8 @@ def by_pieces(
     function: Callable[[int, Piece], Tensor],
     sizes: Sequence[int],
     reach: int,
-    piece_frames: int = PIECE_FRAMES,
+    piece_frames: int,
+    least_frames: int,
 ) -> list[Tensor]:
     """Whole items joined from what `function` makes of (number of the item, piece).
 
@@ -344,10 +346,11 @@ def by_pieces(
         sizes: frames of the items.
         reach: frames of context that a piece needs.
         piece_frames: of the largest piece.
+        least_frames: that a piece gets for the sake of a further thread.
     """
     # Short items in smaller pieces, so that every thread has one.
     share = ceil_div(sum(sizes), torch.get_num_threads())
-    piece_frames = min(piece_frames, max(share, LEAST_PIECE_FRAMES))
+    piece_frames = min(piece_frames, max(share, least_frames))
     work = [
         (item, piece)
         for item, num_frames in enumerate(sizes)
