@@ -320,8 +320,8 @@ class FastSpectralDecoder:
             return waveform[(start - left) * hop_length : (stop - left) * hop_length]
 
         sizes = [x.shape[1] for x in quantized]
-        size = SPECTRAL_PIECE_FRAMES
-        return by_pieces(decode_piece, sizes, self.decoder.reach_frames, size, least_frames=size)
+        reach, frames = self.decoder.reach_frames, SPECTRAL_PIECE_FRAMES
+        return by_pieces(decode_piece, sizes, reach, piece_frames=frames, least_frames=frames)
 
 
 def make_units(stack: ResidualStack) -> list[FastUnit]:
