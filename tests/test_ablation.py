@@ -5,6 +5,8 @@ import runpy
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 from tests.training.conftest import speech
 from typer.testing import CliRunner
 
@@ -21,6 +23,7 @@ from dmcodec.config import ConfigError, build_record, load_config
 from dmcodec.evaluation.rows import Row
 from dmcodec.metrics import probe
 from dmcodec.metrics.measure import Group
+from dmcodec.training.step import TrainingDiverged
 
 pytest.importorskip("PIL", reason="the report of an evaluation needs dmcodec[eval]")
 
@@ -70,6 +73,37 @@ def test_table_has_a_line_for_each_row_and_is_made_again_without_training(table,
     assert second.exit_code == 0, second.output
     assert (output / "table.md").read_text() == text
     assert {path: path.read_bytes() for path in logs} == logs
+
+
+def test_runs_at_once_are_the_runs_one_after_the_other(table, tmp_path):
+    config = load_config(table, AblationConfig, ["seeds=[3]"])
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as each of several processes has
+    try:
+        alone = ablate(config, tmp_path / "alone", device="cpu", num_processes=0)
+    finally:
+        torch.set_num_threads(threads)
+
+    together = ablate(config, tmp_path / "together", device="cpu", num_processes=2)
+
+    assert together == alone
+    for name in ("slow-seed3", "fast-seed3"):
+        first, second = (
+            load_file(tmp_path / each / "runs" / name / "codec" / "model.safetensors")
+            for each in ("alone", "together")
+        )
+        assert first.keys() == second.keys()
+        assert all(torch.equal(first[key], second[key]) for key in first)
+        assert "step 1/1" in (tmp_path / "together" / "runs" / f"{name}.log").read_text()
+
+
+def test_a_row_that_diverges_among_others_is_named(table, tmp_path):
+    config = load_config(table, AblationConfig, ["seeds=[3]"])
+    fast = config.rows[1].model_copy(update={"assignments": ("losses.mel_weight=1e38",)})
+    config = config.model_copy(update={"rows": (config.rows[0], fast)})
+
+    with pytest.raises(TrainingDiverged, match="row fast, seed 3"):
+        ablate(config, tmp_path / "out", device="cpu", num_processes=2)
 
 
 def test_content_of_book_one_and_of_all_books_is_in_the_table_for_each_list(

@@ -6,10 +6,15 @@ same clips. What is done is kept in the output folder; the same command goes on 
     runs/<row>-seed<n>/   training runs                evaluation/   quality, codes
     words/                word errors                  content/      phone errors of the probe
     table.md
+
+With several processes as many runs are trained at once; what each says is in
+runs/<row>-seed<n>.log.
 """
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import as_completed
+from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Literal, Self
 
@@ -20,6 +25,8 @@ from pydantic import Field, model_validator
 from dmcodec.config import Record, load_config, parse_json
 from dmcodec.corpus.manifest import read_manifests
 from dmcodec.evaluation.config import EvaluationConfig
+from dmcodec.evaluation.execution import open_executor
+from dmcodec.evaluation.reconstruct import use_one_thread
 from dmcodec.evaluation.rows import Row, components
 from dmcodec.evaluation.run import Evaluation, evaluate
 from dmcodec.evaluation.scoring import check_models
@@ -141,7 +148,8 @@ def ablate(
         config: what to compare.
         output: folder of runs and results; goes on from what it holds.
         device: "auto" (a GPU where there is one), "cpu" or "cuda".
-        num_processes: that compute features and scores.
+        num_processes: that compute features and scores and, each with one thread, train a run
+            each. A small step keeps a GPU waiting: several runs at once share it well.
         progress: told of every finished run.
 
     Raises ValueError or FileNotFoundError for an experiment, clip or model that cannot be used,
@@ -158,15 +166,10 @@ def ablate(
     has_gpu = device != "cpu" and torch.cuda.is_available()
     models_on = "cuda" if has_gpu else "cpu"
     folders = {key: output / "runs" / f"{key[0]}-seed{key[1]}" for key in experiments}
-    for number, (key, experiment) in enumerate(experiments.items()):
-        progress("training", number, len(experiments))
-        if key[1] == config.seeds[0] and _has_store(experiment):  # seeds share the features
+    for (_, seed), experiment in experiments.items():
+        if seed == config.seeds[0] and _has_store(experiment):  # seeds share the features
             teach(experiment, num_processes=num_processes, device=models_on)
-        try:
-            train(experiment, folders[key], resume=True, device=device)
-        except TrainingDiverged as problem:
-            raise TrainingDiverged(f"row {key[0]}, seed {key[1]}: {problem}") from problem
-    progress("training", len(experiments), len(experiments))
+    _train_all(experiments, folders, device, num_processes, progress)
 
     whole = {_system(*key): str(folder / "codec") for key, folder in folders.items()}
     scoring = config.scoring(models_on)
@@ -217,6 +220,56 @@ def _check_before_training(
             raise ValueError(reason)
 
 
+_Key = tuple[str, int]
+"""A run: its row's name and its seed."""
+
+
+def _train_all(
+    experiments: Mapping[_Key, Experiment],
+    folders: Mapping[_Key, Path],
+    device: str,
+    num_processes: int,
+    progress: Progress,
+) -> None:
+    """Trains what is not trained yet, up to `num_processes` runs at once.
+
+    The first error is raised when the runs under way have come to their ends.
+    """
+    progress("training", 0, len(experiments))
+    if num_processes <= 1:
+        for number, (key, experiment) in enumerate(experiments.items(), start=1):
+            _train_run(key, experiment, folders[key], device)
+            progress("training", number, len(experiments))
+        return
+    with open_executor(num_processes, use_one_thread) as executor:
+        runs = [
+            executor.submit(_train_apart, key, experiment, folders[key], device)
+            for key, experiment in experiments.items()
+        ]
+        for number, run in enumerate(as_completed(runs), start=1):
+            if problem := run.exception():
+                logger.error("%s; runs under way are waited for", problem)
+                raise problem
+            progress("training", number, len(experiments))
+
+
+def _train_run(key: _Key, experiment: Experiment, folder: Path, device: str) -> None:
+    """Trains one row with one seed, or goes on; TrainingDiverged names it."""
+    try:
+        train(experiment, folder, resume=True, device=device)
+    except TrainingDiverged as problem:
+        raise TrainingDiverged(f"row {key[0]}, seed {key[1]}: {problem}") from problem
+
+
+def _train_apart(key: _Key, experiment: Experiment, folder: Path, device: str) -> None:
+    """`_train_run` in a process among others: lines of several runs on one terminal say nothing."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    path = folder.parent / f"{folder.name}.log"
+    with path.open("a", encoding="utf-8") as file, redirect_stderr(file):
+        logging.basicConfig(stream=file, level=logging.INFO, force=True)
+        _train_run(key, experiment, folder, device)
+
+
 def _has_store(experiment: Experiment) -> bool:
     guidance = experiment.distillation
     return guidance is not None and any(g.store for g in guidance.teachers.values())
@@ -253,7 +306,7 @@ def _make_table(
     quality: Evaluation,
     words: Evaluation | None,
     content: Evaluation | None,
-    losses: Mapping[tuple[str, int], Mapping[str, float]],
+    losses: Mapping[_Key, Mapping[str, float]],
 ) -> str:
     """The table in Markdown: a line for each row, and what the figures are of."""
     has_published = any(row.published_wer for row in config.rows)

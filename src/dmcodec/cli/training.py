@@ -115,7 +115,7 @@ def ablate(
         ),
     ] = None,
     processes: Annotated[
-        int, typer.Option(min=1, max=MAX_WORKERS, help="For features and scores.")
+        int, typer.Option(min=1, max=MAX_WORKERS, help="For features and scores; and runs at once.")
     ] = 1,
     device: TrainingDevice = "auto",
 ) -> None:
