@@ -16,6 +16,7 @@ from dmcodec.ablation import (
     _by_seed,
     _last_validation,
     _pooled,
+    _train_apart,
     ablate,
 )
 from dmcodec.cli import app
@@ -104,6 +105,21 @@ def test_a_row_that_diverges_among_others_is_named(table, tmp_path):
 
     with pytest.raises(TrainingDiverged, match="row fast, seed 3"):
         ablate(config, tmp_path / "out", device="cpu", num_processes=2)
+
+
+def test_runs_at_once_share_the_memory_of_a_gpu(table, tmp_path, monkeypatch):
+    shares, trained = [], []
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.set_per_process_memory_fraction", shares.append)
+    monkeypatch.setattr("dmcodec.ablation.train", lambda *_, device, **__: trained.append(device))
+    config = load_config(table, AblationConfig, ["seeds=[3]"])
+    experiment = config.experiment_of(config.rows[0], 3)
+
+    for device in ("cpu", "cuda"):
+        _train_apart(("slow", 3), experiment, tmp_path / "runs" / "slow-seed3", device, 0.125)
+
+    assert trained == ["cpu", "cuda"]
+    assert shares == [0.125]
 
 
 def test_content_of_book_one_and_of_all_books_is_in_the_table_for_each_list(

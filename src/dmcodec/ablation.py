@@ -243,7 +243,7 @@ def _train_all(
         return
     with open_executor(num_processes, use_one_thread) as executor:
         runs = [
-            executor.submit(_train_apart, key, experiment, folders[key], device)
+            executor.submit(_train_apart, key, experiment, folders[key], device, 1 / num_processes)
             for key, experiment in experiments.items()
         ]
         for number, run in enumerate(as_completed(runs), start=1):
@@ -261,13 +261,25 @@ def _train_run(key: _Key, experiment: Experiment, folder: Path, device: str) -> 
         raise TrainingDiverged(f"row {key[0]}, seed {key[1]}: {problem}") from problem
 
 
-def _train_apart(key: _Key, experiment: Experiment, folder: Path, device: str) -> None:
+def _train_apart(
+    key: _Key, experiment: Experiment, folder: Path, device: str, memory_share: float
+) -> None:
     """`_train_run` in a process among others: lines of several runs on one terminal say nothing."""
+    if device != "cpu" and torch.cuda.is_available():
+        # For some lengths of sound cuDNN takes tens of GB as a workspace, which torch keeps, and a
+        # run that begins later finds no memory. With a bound torch takes the next algorithm.
+        torch.cuda.set_per_process_memory_fraction(memory_share)
     folder.parent.mkdir(parents=True, exist_ok=True)
     path = folder.parent / f"{folder.name}.log"
+    package = logging.getLogger("dmcodec")
     with path.open("a", encoding="utf-8") as file, redirect_stderr(file):
-        logging.basicConfig(stream=file, level=logging.INFO, force=True)
-        _train_run(key, experiment, folder, device)
+        handler = logging.StreamHandler(file)
+        package.addHandler(handler)
+        package.setLevel(logging.INFO)
+        try:
+            _train_run(key, experiment, folder, device)
+        finally:
+            package.removeHandler(handler)
 
 
 def _has_store(experiment: Experiment) -> bool:
