@@ -3,6 +3,7 @@
 import json
 import runpy
 from pathlib import Path
+from threading import Event
 
 import pytest
 import torch
@@ -120,6 +121,24 @@ def test_runs_at_once_share_the_memory_of_a_gpu(table, tmp_path, monkeypatch):
 
     assert trained == ["cpu", "cuda"]
     assert shares == [0.125]
+
+
+def test_a_process_that_was_interrupted_begins_no_other_run(table, tmp_path, monkeypatch):
+    def interrupted(experiment, folder, **_):
+        begun.append(folder.name)
+        raise KeyboardInterrupt
+
+    begun = []
+    monkeypatch.setattr("dmcodec.ablation._is_interrupted", Event())
+    monkeypatch.setattr("dmcodec.ablation.train", interrupted)
+    config = load_config(table, AblationConfig, ["seeds=[3]"])
+
+    for row in config.rows:
+        experiment = config.experiment_of(row, 3)
+        with pytest.raises(KeyboardInterrupt):
+            _train_apart((row.name, 3), experiment, tmp_path / f"{row.name}-seed3", "cpu", 0.5)
+
+    assert begun == ["slow-seed3"]
 
 
 def test_content_of_book_one_and_of_all_books_is_in_the_table_for_each_list(

@@ -16,6 +16,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import as_completed
 from contextlib import redirect_stderr
 from pathlib import Path
+from threading import Event
 from typing import Literal, Self
 
 import numpy as np
@@ -261,10 +262,16 @@ def _train_run(key: _Key, experiment: Experiment, folder: Path, device: str) -> 
         raise TrainingDiverged(f"row {key[0]}, seed {key[1]}: {problem}") from problem
 
 
+# Set in a process whose run was interrupted: the run that it has in its queue is not begun.
+_is_interrupted = Event()
+
+
 def _train_apart(
     key: _Key, experiment: Experiment, folder: Path, device: str, memory_share: float
 ) -> None:
     """`_train_run` in a process among others: lines of several runs on one terminal say nothing."""
+    if _is_interrupted.is_set():
+        raise KeyboardInterrupt
     if device != "cpu" and torch.cuda.is_available():
         # For some lengths of sound cuDNN takes tens of GB as a workspace, which torch keeps, and a
         # run that begins later finds no memory. With a bound torch takes the next algorithm.
@@ -278,6 +285,9 @@ def _train_apart(
         package.setLevel(logging.INFO)
         try:
             _train_run(key, experiment, folder, device)
+        except (KeyboardInterrupt, SystemExit):
+            _is_interrupted.set()
+            raise
         finally:
             package.removeHandler(handler)
 
