@@ -10,7 +10,7 @@ each. The floor is the network's multiplications at the rate of a large matrix p
 turn with them. With one thread the clock is that thread's CPU time, otherwise wall time.
 `memory` works on noise of these lengths, each in a process of its own: peak of the process.
 `windows` joins the files into one waveform and compares the codes of windows of one second, with
-context of several lengths, with those of the whole.
+context of several lengths, and the sound that is decoded from them, with those of the whole.
 `--model full` is the paper's architecture with random weights, whose speed is that of trained ones.
 """
 # ruff: noqa: T201
@@ -33,6 +33,7 @@ from dmcodec.codec.conv import add_weight_norm
 from dmcodec.codec.long import decode_long, encode_long
 from dmcodec.codec.model import Codec, CodecConfig, Encoded, load
 from dmcodec.export.windows import encode_windows
+from dmcodec.metrics.pair import score_pair
 
 # (seconds, items in the batch)
 LOADS = ((1, 1), (10, 1), (60, 1), (10, 8))
@@ -171,19 +172,27 @@ def measure_windows(codec: Codec, speech: list[Path]) -> None:
     whole, _ = encode_long(codec, [waveform])
     window = round(codec.config.frame_rate)
     print(f"{len(waveform) / rate:.1f} s in windows of {window} frames\n")
-    print("| context on either side, s | equal codes | equal codes of book 1 |\n|---|---|---|")
-    for context_s in (0, 0.2, 0.5, 1, 2, 4):
-        context = round(context_s * window)
-        parts = encode_windows(
-            lambda part: codec.encode(part).item(0).numpy(),
-            [waveform.numpy()],
-            hop_length=codec.config.hop_length,
-            window_frames=window,
-            context_frames=context,
-        )
-        is_equal = torch.from_numpy(np.concatenate(list(parts), axis=1)) == whole
+    print("| context on either side, s | equal codes | of book 1 | STOI | PESQ-WB |")
+    print("|---|---|---|---|---|")
+    for context_s in (0, 0.2, 0.5, 1, 2, 4, 8, 12, None):
+        codes = whole.numpy()
+        if context_s is not None:
+            parts = encode_windows(
+                lambda part: codec.encode(part).item(0).numpy(),
+                [waveform.numpy()],
+                hop_length=codec.config.hop_length,
+                window_frames=window,
+                context_frames=round(context_s * window),
+            )
+            codes = np.concatenate(list(parts), axis=1)
+        is_equal = torch.from_numpy(codes) == whole
+        decoded = codec.decode(codes)[0, : len(waveform)]
+        heard = score_pair(waveform.numpy(), decoded.numpy(), rate).values
         print(
-            f"| {context_s} | {is_equal.double().mean():.2%} | {is_equal[0].double().mean():.2%} |"
+            f"| {'the whole' if context_s is None else context_s} "
+            f"| {is_equal.double().mean():.2%} | {is_equal[0].double().mean():.2%} "
+            f"| {heard['stoi']:.4f} | {heard['pesq_wb']:.3f} |",
+            flush=True,
         )
 
 
