@@ -17,6 +17,7 @@ from dmcodec.ablation import (
     _by_seed,
     _last_validation,
     _pooled,
+    _prepare_process,
     _train_apart,
     ablate,
 )
@@ -112,12 +113,14 @@ def test_runs_at_once_share_the_memory_of_a_gpu(table, tmp_path, monkeypatch):
     shares, trained = [], []
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.set_per_process_memory_fraction", shares.append)
+    monkeypatch.setattr("dmcodec.ablation.use_one_thread", lambda: None)  # not here
     monkeypatch.setattr("dmcodec.ablation.train", lambda *_, device, **__: trained.append(device))
     config = load_config(table, AblationConfig, ["seeds=[3]"])
     experiment = config.experiment_of(config.rows[0], 3)
 
     for device in ("cpu", "cuda"):
-        _train_apart(("slow", 3), experiment, tmp_path / "runs" / "slow-seed3", device, 0.125)
+        _prepare_process(device, 0.125)
+        _train_apart(("slow", 3), experiment, tmp_path / "runs" / "slow-seed3", device)
 
     assert trained == ["cpu", "cuda"]
     assert shares == [0.125]
@@ -136,7 +139,7 @@ def test_a_process_that_was_interrupted_begins_no_other_run(table, tmp_path, mon
     for row in config.rows:
         experiment = config.experiment_of(row, 3)
         with pytest.raises(KeyboardInterrupt):
-            _train_apart((row.name, 3), experiment, tmp_path / f"{row.name}-seed3", "cpu", 0.5)
+            _train_apart((row.name, 3), experiment, tmp_path / f"{row.name}-seed3", "cpu")
 
     assert begun == ["slow-seed3"]
 

@@ -15,6 +15,7 @@ import logging
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import as_completed
 from contextlib import redirect_stderr
+from functools import partial
 from pathlib import Path
 from threading import Event
 from typing import Literal, Self
@@ -164,8 +165,7 @@ def ablate(
     check_training_device(device)
     has_words = (output / "words" / "rows.jsonl").is_file()
     _check_before_training(config, list(experiments.values()), needs_recognizer=not has_words)
-    has_gpu = device != "cpu" and torch.cuda.is_available()
-    models_on = "cuda" if has_gpu else "cpu"
+    models_on = "cuda" if _takes_gpu(device) else "cpu"
     folders = {key: output / "runs" / f"{key[0]}-seed{key[1]}" for key in experiments}
     for (_, seed), experiment in experiments.items():
         if seed == config.seeds[0] and _has_store(experiment):  # seeds share the features
@@ -242,9 +242,10 @@ def _train_all(
             _train_run(key, experiment, folders[key], device)
             progress("training", number, len(experiments))
         return
-    with open_executor(num_processes, use_one_thread) as executor:
+    prepare = partial(_prepare_process, device, 1 / num_processes)
+    with open_executor(num_processes, prepare) as executor:
         runs = [
-            executor.submit(_train_apart, key, experiment, folders[key], device, 1 / num_processes)
+            executor.submit(_train_apart, key, experiment, folders[key], device)
             for key, experiment in experiments.items()
         ]
         for number, run in enumerate(as_completed(runs), start=1):
@@ -262,20 +263,27 @@ def _train_run(key: _Key, experiment: Experiment, folder: Path, device: str) -> 
         raise TrainingDiverged(f"row {key[0]}, seed {key[1]}: {problem}") from problem
 
 
+def _takes_gpu(device: str) -> bool:
+    return device != "cpu" and torch.cuda.is_available()
+
+
+def _prepare_process(device: str, memory_share: float) -> None:
+    """Makes this process one of several that train: one thread, its share of a GPU's memory."""
+    use_one_thread()
+    if _takes_gpu(device):
+        # For some lengths of sound cuDNN takes tens of GB as a workspace, which torch keeps, and a
+        # run that begins later finds no memory. With a bound torch takes the next algorithm.
+        torch.cuda.set_per_process_memory_fraction(memory_share)
+
+
 # Set in a process whose run was interrupted: the run that it has in its queue is not begun.
 _is_interrupted = Event()
 
 
-def _train_apart(
-    key: _Key, experiment: Experiment, folder: Path, device: str, memory_share: float
-) -> None:
+def _train_apart(key: _Key, experiment: Experiment, folder: Path, device: str) -> None:
     """`_train_run` in a process among others: lines of several runs on one terminal say nothing."""
     if _is_interrupted.is_set():
         raise KeyboardInterrupt
-    if device != "cpu" and torch.cuda.is_available():
-        # For some lengths of sound cuDNN takes tens of GB as a workspace, which torch keeps, and a
-        # run that begins later finds no memory. With a bound torch takes the next algorithm.
-        torch.cuda.set_per_process_memory_fraction(memory_share)
     folder.parent.mkdir(parents=True, exist_ok=True)
     path = folder.parent / f"{folder.name}.log"
     package = logging.getLogger("dmcodec")
